@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint clean
+
+train: .venv/.all
+	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
+	@echo
+	@echo 'Next, CIFAR-10 (downloaded once, 163 MB):'
+	@echo '  $(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/simple_cnn.yaml'
+	@echo 'or your own images, in a folder with train/<class>/ and test/<class>/:'
+	@echo '  $(BIN)/distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR'
+
+test: .venv/.lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One stamp for each extra: pip runs again only when pyproject.toml has changed.
+.venv/.%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv

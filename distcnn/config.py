@@ -1,0 +1,254 @@
+"""What a run is made of: one frozen dataclass a section. `parse.py` fills them from YAML and the command line.
+
+A type or range stands at the field; whatever needs two fields, or the world they will run in, stands in
+`conflicts`. No torch in here, so that `distcnn train --help` stays quick.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ep|step|img)")
+
+
+def parse_duration(text: str) -> tuple[float, str]:
+    """`"10ep"` → `(10.0, "ep")`; the units are `ep`, `step` and `img`. Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or (match[2] != "ep" and "." in match[1]):
+        raise ValueError("a duration is a number and a unit: 10ep, 0.5ep, 500step or 200000img")
+    return float(match[1]), match[2]
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text.strip()
+
+
+def _some_duration(text: str) -> str:
+    if parse_duration(text)[0] == 0:
+        raise ValueError("must be longer than zero")
+    return text.strip()
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Duration = Annotated[str, AfterValidator(_some_duration)]  # longer than zero
+DurationOrZero = Annotated[str, AfterValidator(_duration)]
+Rgb = tuple[Float, Float, Float]
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class DataConfig:
+    """Which images, how they are read, and how they are augmented."""
+
+    source: Literal["cifar10", "cifar100", "folder", "digits", "synthetic"] = Field(
+        "cifar10", description="where the images come from"
+    )
+    root: str = Field("data", description="folder of the images; cifar10 and cifar100 are downloaded into it")
+    url: str | None = Field(None, description="download the cifar archive from here instead of its publisher")
+    md5: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="checksum of the archive at data.url, if it is not the original"
+    )
+    cache_dir: str | None = Field(
+        None, description="decoded folders are kept here; default $DISTCNN_CACHE or ~/.cache/distcnn"
+    )
+    image_size: Int = Field(32, ge=4, le=4096, description="folder, synthetic: height and width in pixels")
+    test_fraction: Float = Field(
+        0.1, gt=0, lt=1, description="folder without train/ and test/: share of each class kept for testing"
+    )
+    max_train: Int | None = Field(None, ge=1, description="use only so many training images (a fixed random subset)")
+    max_test: Int | None = Field(None, ge=1, description="use only so many test images (a fixed random subset)")
+    synthetic_train: Int = Field(2048, ge=1, description="synthetic: number of training images")
+    synthetic_test: Int = Field(512, ge=1, description="synthetic: number of test images")
+    synthetic_classes: Int = Field(10, ge=2, le=10_000, description="synthetic: number of classes")
+    loader: Literal["resident", "streaming"] = Field(
+        "resident", description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader"
+    )
+    workers: Int = Field(2, ge=0, le=256, description="streaming: DataLoader processes a rank")
+    flip: bool = Field(False, description="augmentation: mirror half of the images")
+    crop_padding: Int = Field(0, ge=0, description="augmentation: random crop after padding so many pixels")
+    crop_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the padding holds")
+    cutout: Int = Field(0, ge=0, description="augmentation: blank a square of so many pixels a side")
+    mean: Rgb | None = Field(None, description="of red, green, blue in 0…1; default: from the training images")
+    std: Rgb | None = Field(None, description="of red, green, blue in 0…1; default: from the training images")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class ModelConfig:
+    """The network."""
+
+    name: str = Field(
+        "simple_cnn",
+        description="simple_cnn, resnet9, resnet18, a torchvision classifier, or your package.module:callable",
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
+    channels_last: bool = Field(True, description="NHWC memory layout")
+    compile: bool = Field(False, description="torch.compile")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all ranks (CUDA only)")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class OptimConfig:
+    """The optimizer. BatchNorm parameters and biases get no weight decay."""
+
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer")
+    lr: Float = Field(0.1, gt=0, description="peak learning rate, at optim.base_batch if lr_scaling is not none")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="lr × (global batch / base_batch)^0|1|½")
+    base_batch: Int = Field(128, ge=1, description="the global batch that optim.lr was chosen for")
+    momentum: Float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    nesterov: bool = Field(True, description="sgd: Nesterov's momentum")
+    beta1: Float = Field(0.9, ge=0, lt=1, description="adam, adamw")
+    beta2: Float = Field(0.999, ge=0, lt=1, description="adam, adamw")
+    eps: Float = Field(1e-8, gt=0, description="adam, adamw")
+    weight_decay: Float = Field(0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw)")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class ScheduleConfig:
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "step", "cosine", "onecycle"] = Field("constant", description="shape")
+    warmup: DurationOrZero = Field("0step", description="linear rise from zero before it; not for onecycle")
+    milestones: tuple[Duration, ...] = Field((), description="step: when to multiply the rate by gamma")
+    gamma: Float = Field(0.1, gt=0, le=1, description="step: factor at each milestone")
+    final: Float = Field(0.0, ge=0, le=1, description="cosine, onecycle: the last rate as a share of the peak")
+    rise: Float = Field(0.3, gt=0, lt=1, description="onecycle: share of the steps before the peak")
+    initial: Float = Field(0.04, gt=0, le=1, description="onecycle: the first rate as a share of the peak")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class TrainConfig:
+    """Length, batch, precision and device of the training."""
+
+    duration: Duration = Field("10ep", description="10ep, 500step or 200000img")
+    batch_size: Int = Field(128, ge=1, description="the global batch: images per optimizer step over all ranks")
+    micro_batch: Int | None = Field(
+        None, ge=1, description="images per forward and backward; default: global batch / ranks. Fix it, and the "
+        "loss curve does not depend on the number of ranks"
+    )  # fmt: skip
+    drop_last: bool = Field(False, description="leave out each epoch's last, smaller batch")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 needs CUDA")
+    label_smoothing: Float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    clip_norm: Float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    threads: Int | None = Field(None, ge=1, description="CPU threads a rank; default: cores / ranks on this node")
+    timeout: Float = Field(600, gt=0, description="seconds that a rank waits for the others before it gives up")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class EvalConfig:
+    """When and how the test images are evaluated."""
+
+    every: Duration = Field("1ep", description="and always at the end")
+    batch_size: Int = Field(500, ge=1, description="images per forward on one rank; results do not depend on ranks")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class CheckpointConfig:
+    """Saving and continuing."""
+
+    every: Duration = Field("1ep", description="and always at the end")
+    keep: Int = Field(2, ge=1, description="the newest so many are kept, and the best")
+    resume: str = Field("never", description="never; auto: the run folder's newest whole one, if any; or a file")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class TrackingConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    log_every: Int = Field(10, ge=1, description="steps between reading metrics from the device and writing them")
+    console: bool = Field(True, description="progress bar on a terminal, one line an epoch elsewhere")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online with an API key, else offline; disabled without wandb installed"
+    )
+    wandb_project: str = Field("distcnn", description="Weights & Biases project")
+    wandb_timeout: Float = Field(30, gt=0, description="seconds that a stuck wandb may hold up the end of a run")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class Config:
+    """A whole run."""
+
+    name: str | None = Field(None, description="the run's folder under output_dir; default: the config file's name")
+    seed: Int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and dropout")
+    output_dir: str = Field("runs", description="where run folders are made")
+    engine: Literal["ddp"] = Field("ddp", description="native DistributedDataParallel")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def conflicts(config: Config, world_size: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What cannot work together: (the dotted keys involved, what is wrong and what would be valid)."""
+    train, data, schedule = config.train, config.data, config.schedule
+    if train.precision == "fp16" and train.device == "cpu":
+        yield ("train.precision", "train.device"), "fp16 needs CUDA; on the CPU use bf16 or fp32"
+    if config.model.sync_batchnorm and train.device == "cpu":
+        yield (
+            ("model.sync_batchnorm", "train.device"),
+            "SyncBatchNorm needs CUDA; with train.micro_batch fixed, runs agree at every world size without it",
+        )
+    if problem := _batch_problem(train.batch_size, train.micro_batch, world_size):
+        keys = ("train.batch_size", "train.micro_batch") if train.micro_batch else ("train.batch_size",)
+        yield keys, problem
+    if (data.mean is None) != (data.std is None):
+        yield ("data.mean", "data.std"), "give both or neither"
+    if data.std is not None and min(data.std) <= 0:
+        yield ("data.std",), "must be above 0 in every channel"
+    if data.cutout > data.image_size:
+        yield ("data.cutout", "data.image_size"), f"the square is larger than the image ({data.image_size} pixels)"
+    if data.crop_padding >= data.image_size:
+        yield (
+            ("data.crop_padding", "data.image_size"),
+            f"must be smaller than the image ({data.image_size} pixels)",
+        )
+    if data.md5 is not None and data.url is None:
+        yield ("data.md5", "data.url"), "a checksum is only taken for an archive at data.url"
+    if data.url is not None and data.source not in ("cifar10", "cifar100"):
+        yield ("data.url", "data.source"), "only cifar10 and cifar100 are downloaded"
+    if schedule.name == "step" and not schedule.milestones:
+        yield ("schedule.milestones", "schedule.name"), "the step schedule needs them, for example [5ep, 8ep]"
+    if schedule.name != "step" and schedule.milestones:
+        yield ("schedule.milestones", "schedule.name"), f"used by the step schedule, not by {schedule.name}"
+    if schedule.name == "onecycle" and parse_duration(schedule.warmup)[0] > 0:
+        yield ("schedule.warmup", "schedule.name"), "onecycle has its own warm-up: set schedule.rise instead"
+    if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
+        yield ("optim.nesterov", "optim.momentum"), "Nesterov's momentum needs a momentum above 0"
+    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):
+        yield ("name",), "is the name of one folder inside output_dir: no slashes"
+
+
+def _batch_problem(batch_size: int, micro_batch: int | None, world_size: int) -> str | None:
+    unit = (micro_batch or 1) * world_size
+    if batch_size % unit == 0:
+        return None
+    below = batch_size // unit * unit
+    near = [str(size) for size in (below - unit, below, below + unit, below + 2 * unit) if size > 0]
+    each = f"{world_size} rank{'s' * (world_size > 1)}"
+    if micro_batch is None:
+        return f"the global batch {batch_size} does not divide over {each}; sizes that do: {', '.join(near)}"
+    message = (
+        f"the global batch {batch_size} does not divide into micro-batches of {micro_batch} on {each}; "
+        f"global batches that do: {', '.join(near)}"
+    )
+    if batch_size % world_size == 0:
+        share = batch_size // world_size
+        fits = [size for size in range(1, share + 1) if share % size == 0]
+        message += f"; or micro-batches of {', '.join(map(str, fits))}"
+    return message

@@ -1,0 +1,148 @@
+"""Augmentation and normalisation: of a whole batch at once, or of one image with torchvision, to the same pixels.
+
+The random numbers are a pure function of (seed, epoch, position in the epoch): never of the rank, the worker or
+what was drawn before. They are hashes by splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014, doi:10.1145/2660193.2660195), so any image's can be computed alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's increment
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its multipliers
+_MASK = 2**64 - 1
+
+
+def keyed(*key: int) -> int:
+    """A well-mixed 64-bit number for a tuple of whole numbers."""
+    z = 0
+    for part in key:
+        z = ((z ^ part) + _GOLDEN) & _MASK
+        z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+        z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+        z ^= z >> 31
+    return z
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform(key: int, positions: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """[n] numbers in [0, 1) for [n] positions; each stream is independent of the others."""
+    counter = (positions.astype(np.uint64) * np.uint64(8) + np.uint64(stream + 1)) * np.uint64(_GOLDEN)
+    return (_mix(np.uint64(key) + counter) >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Flip, padded random crop and cutout. The neutral values leave the images alone."""
+
+    flip: bool = False
+    crop_padding: int = 0  # pixels
+    crop_mode: Literal["zeros", "reflect"] = "zeros"
+    cutout: int = 0  # pixels a side; centred anywhere in the image, so that it may hang over the edge
+
+    @property
+    def active(self) -> bool:
+        """Whether any image changes."""
+        return self.flip or self.crop_padding > 0 or self.cutout > 0
+
+    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Tensor:
+        """[n, 5] int64 for [n] positions: flip, row and column offset of the crop, row and column of the cutout."""
+        key = keyed(seed, epoch)
+        span = 2 * self.crop_padding + 1
+        columns = [
+            (uniform(key, positions, 0) < 0.5) & self.flip,
+            np.floor(uniform(key, positions, 1) * span) - self.crop_padding,
+            np.floor(uniform(key, positions, 2) * span) - self.crop_padding,
+            np.floor(uniform(key, positions, 3) * height) - self.cutout // 2,
+            np.floor(uniform(key, positions, 4) * width) - self.cutout // 2,
+        ]
+        return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
+
+    def batch(self, images: Tensor, indices: Tensor, draws: Tensor) -> Tensor:
+        """Images [N, H, W, C] uint8, indices [n], draws [n, 5] → [n, H, W, C] uint8, on the images' device.
+
+        One gather reads each output pixel where it comes from: flip and crop cost no pass of their own. Cutout is
+        left to the loader, which fills the square with zeros, the mean colour, after normalising.
+        """
+        if not (self.flip or self.crop_padding):
+            return images.index_select(0, indices)
+        _, height, width, _ = images.shape
+        flip, down, right = draws[:, 0, None], draws[:, 1, None], draws[:, 2, None]
+        columns = torch.arange(width, device=images.device)
+        rows = torch.arange(height, device=images.device) + down  # [n, H]
+        columns = torch.where(flip.bool(), width - 1 - columns, columns) + right  # [n, W]
+        if self.crop_mode == "reflect":
+            return images[indices[:, None, None], _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None]]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]  # [n, H, W]
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        return images[indices[:, None, None], rows[:, :, None], columns[:, None]] * inside[..., None]
+
+    def cutout_mask(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """[n, 1, H, W] bool: True where the square lies."""
+        rows = torch.arange(height, device=draws.device) - draws[:, 3, None]  # [n, H], from the square's first row
+        columns = torch.arange(width, device=draws.device) - draws[:, 4, None]
+        return (
+            ((rows >= 0) & (rows < self.cutout))[:, None, :, None]
+            & ((columns >= 0) & (columns < self.cutout))[:, None, None, :]
+        )  # fmt: skip
+
+    def image(self, image: Tensor, draw: Tensor) -> Tensor:
+        """One image [C, H, W] uint8, one draw [5] → [C, H, W] uint8, with torchvision's v2 functions; no cutout."""
+        from torchvision.transforms.v2 import functional as V  # noqa: N812
+
+        flip, down, right = draw[:3].tolist()
+        if self.crop_padding:
+            _, height, width = image.shape
+            pad = self.crop_padding
+            image = V.pad(image, [pad] * 4, padding_mode="constant" if self.crop_mode == "zeros" else "reflect")
+            image = V.crop(image, pad + down, pad + right, height, width)
+        return V.horizontal_flip(image) if flip else image
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror indices that lie outside 0…size-1 at the border pixel, which is not repeated."""
+    index = index.abs()
+    return torch.where(index > size - 1, 2 * (size - 1) - index, index)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(x / 255 - mean) / std, for red, green and blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [3] float32 each: x · scale + shift for x in 0…255."""
+        scale = [1 / (255 * std) for std in self.std]
+        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+
+
+def statistics(images: NDArray[np.uint8]) -> Normalize:
+    """Mean and standard deviation of each channel of [N, H, W, C] uint8 images, in 0…1, from exact integer sums.
+
+    For the original CIFAR-10: 0.4914/0.4822/0.4465 and 0.2470/0.2435/0.2616. A channel that never varies would
+    divide by zero: its standard deviation is given as 1.
+    """
+    n, channels = images[..., 0].size, images.shape[-1]
+    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for start in range(0, len(images), 512):
+        flat = images[start : start + 512].reshape(-1, images[0].size).astype(np.uint32)  # [n, H·W·C]
+        total += flat.sum(axis=0, dtype=np.int64).reshape(-1, channels).sum(axis=0)
+        squares += np.einsum("ij,ij->j", flat, flat).astype(np.int64).reshape(-1, channels).sum(axis=0)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    std[std == 0] = 255
+    as_rgb = lambda x: (float(x[0]), float(x[1]), float(x[2]))  # noqa: E731
+    return Normalize(as_rgb(mean / 255), as_rgb(std / 255))

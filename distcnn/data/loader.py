@@ -1,0 +1,165 @@
+"""Batches on the training device: resident (the uint8 images lie there) or streaming (DataLoader workers).
+
+Both give the same samples and the same pixels, in the same order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distcnn.data.augment import Augment, Normalize, keyed
+from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
+from distcnn.data.sources import ImageSet
+
+# A key beside the epochs' numbers, so that dropout's seeds are independent of the augmentation's.
+_DROPOUT = 2**32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the training device."""
+
+    images: Tensor  # [n, C, H, W] float32 or bfloat16, normalised
+    labels: Tensor  # [n] int64
+    share: float  # of the global batch; see MicroBatch
+    last: bool
+    seed: int  # for what is random inside the model, such as dropout: of (run seed, epoch, position)
+
+
+class Preprocess:
+    """uint8 NHWC images → normalised NCHW input of the network, on one device."""
+
+    def __init__(
+        self,
+        normalize: Normalize,
+        device: torch.device,
+        augment: Augment | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = True,
+    ):
+        self.device, self.dtype, self.channels_last = device, dtype, channels_last
+        self.augment = augment or Augment()
+        self.scale, self.shift = normalize.constants(device)
+
+    def to_device(self, host: Tensor) -> Tensor:
+        """A copy that neither side waits for: pinned memory, non-blocking. On the CPU, the tensor itself."""
+        if self.device.type == "cpu":
+            return host
+        return host.pin_memory().to(self.device, non_blocking=True)
+
+    def input(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
+        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares."""
+        out = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
+        if draws is not None and self.augment.cutout:
+            out.masked_fill_(self.augment.cutout_mask(draws, *out.shape[2:]), 0)
+        out = out.to(self.dtype)
+        return out if self.channels_last else out.contiguous()
+
+
+class ResidentLoader:
+    """All images as uint8 in memory, or on the GPU; each micro-batch is one gather, one normalisation."""
+
+    def __init__(self, data: ImageSet, sampler: MicroBatchSampler, preprocess: Preprocess, seed: int):
+        self.sampler, self.preprocess, self.seed = sampler, preprocess, seed
+        self.images = torch.from_numpy(data.images).to(preprocess.device)  # [N, H, W, C] uint8
+        self.labels = torch.from_numpy(data.labels).to(preprocess.device)  # [N] int64
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, from a step on."""
+        self.sampler.set_epoch(epoch, first_step)
+        pre, augment = self.preprocess, self.preprocess.augment
+        # Order and draws go to the device once an epoch: a step then copies nothing from the host.
+        order = pre.to_device(self.sampler.order())
+        draws = None
+        if augment.active:
+            positions = np.arange(self.sampler.size)
+            draws = pre.to_device(augment.draw(self.seed, epoch, positions, *self.images.shape[1:3]))
+        for micro in self.sampler.micro_batches():
+            indices = order[micro.start : micro.stop]
+            if draws is None:
+                images = pre.input(self.images.index_select(0, indices))
+            else:
+                chosen = draws[micro.start : micro.stop]
+                images = pre.input(augment.batch(self.images, indices, chosen), chosen)
+            yield _batch(images, self.labels.index_select(0, indices), micro, self.seed, epoch)
+
+
+class StreamingLoader:
+    """For images that do not fit into memory: workers read and augment them, one micro-batch at a time.
+
+    What crosses to the device is still uint8, a quarter of float32's traffic; it is normalised there.
+    """
+
+    def __init__(self, data: ImageSet, sampler: MicroBatchSampler, preprocess: Preprocess, seed: int, workers: int):
+        self.sampler, self.preprocess, self.seed = sampler, preprocess, seed
+        self.requests = _Requests(sampler)
+        self.loader: DataLoader[Any] = DataLoader(
+            _AugmentedImages(data, preprocess.augment, seed),
+            sampler=self.requests,
+            batch_size=None,  # a request is a whole micro-batch already
+            num_workers=workers,
+            pin_memory=preprocess.device.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # its own: a worker's base seed is not drawn from the global one
+        )
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, from a step on."""
+        self.sampler.set_epoch(epoch, first_step)
+        pre = self.preprocess
+        for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
+            images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
+            yield _batch(pre.input(images, draws), labels, micro, self.seed, epoch)
+
+
+class _Requests:
+    """A sampler of micro-batches: (epoch, first position, indices)."""
+
+    def __init__(self, sampler: MicroBatchSampler):
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        order = self.sampler.order().numpy()
+        for micro in self.sampler.micro_batches():
+            yield self.sampler.epoch, micro.start, order[micro.start : micro.stop]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.sampler.micro_batches())
+
+
+class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """A request → images [n, H, W, C] uint8, labels [n] int64, draws [n, 5] int64."""
+
+    def __init__(self, data: ImageSet, augment: Augment, seed: int):
+        self.data, self.augment, self.seed = data, augment, seed
+
+    def __getitem__(self, request: tuple[int, int, NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, start, indices = request
+        positions = np.arange(start, start + len(indices))
+        draws = self.augment.draw(self.seed, epoch, positions, *self.data.images.shape[1:3])
+        images = torch.from_numpy(self.data.images[indices])  # [n, H, W, C]
+        if self.augment.active:
+            one_by_one = zip(images.permute(0, 3, 1, 2), draws, strict=True)
+            images = torch.stack([self.augment.image(image, draw) for image, draw in one_by_one]).permute(0, 2, 3, 1)
+        return images, torch.from_numpy(self.data.labels[indices]), draws
+
+
+def evaluation_stream(
+    data: ImageSet, batch_size: int, preprocess: Preprocess, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """This rank's (batch number, images [n, C, H, W], labels [n]): each image of `data` on one rank, once."""
+    for number, rows in evaluation_batches(len(data), batch_size, rank, world_size):
+        images = torch.from_numpy(data.images[rows.start : rows.stop])
+        labels = torch.from_numpy(data.labels[rows.start : rows.stop])
+        yield number, preprocess.input(preprocess.to_device(images)), preprocess.to_device(labels)
+
+
+def _batch(images: Tensor, labels: Tensor, micro: MicroBatch, seed: int, epoch: int) -> Batch:
+    return Batch(images, labels, micro.share, micro.last, keyed(seed, _DROPOUT + epoch, micro.start) >> 1)

@@ -1,0 +1,151 @@
+"""Where images come from. Every source gives the same thing: uint8 arrays, labels and class names."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from distcnn.config import DataConfig
+from distcnn.data.folder import load_folder, stratified_split
+from distcnn.errors import BadInput
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images [N, H, W, 3] uint8 (in memory or memory-mapped), labels [N] int64, and the classes' names."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def problems(config: DataConfig) -> list[str]:
+    """What can be said to be wrong before anything is read."""
+    if config.source == "folder" and not Path(config.root).is_dir():
+        return [f"data.root = {config.root}: no such folder; give one that holds train/<class>/ and test/<class>/, "
+                "or <class>/ alone"]  # fmt: skip
+    if config.source == "digits":
+        try:
+            import sklearn  # noqa: F401
+        except ImportError:
+            return ["data.source = digits: needs scikit-learn: pip install 'distcnn[digits]'"]
+    return []
+
+
+def load(config: DataConfig, split: Split) -> ImageSet:
+    """One split of the configured source. Raises BadInput where it is missing or unreadable.
+
+    Uses no collective and may be called before a process group exists: processes that share a disk take turns
+    by file locks, so that one of them downloads or decodes and the others find the result.
+    """
+    if config.source == "folder":
+        data = ImageSet(*load_folder(config, split))
+    elif config.source == "digits":
+        data = _digits(split)
+    elif config.source == "synthetic":
+        data = _synthetic(config, split)
+    else:
+        data = _cifar(config, split)
+    limit = config.max_train if split == "train" else config.max_test
+    return data if limit is None else _subset(data, limit, split)
+
+
+def _subset(data: ImageSet, limit: int, split: Split) -> ImageSet:
+    if limit > len(data):
+        raise BadInput(f"data.max_{split} = {limit}: there are only {len(data)} {split} images")
+    rows = np.sort(np.random.default_rng(0).permutation(len(data))[:limit])
+    return ImageSet(data.images[rows], data.labels[rows], data.classes)
+
+
+def _digits(split: Split) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, 8×8 of 17 greys, enlarged to 32×32 RGB; every fifth is for testing."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    labels = bunch.target.astype(np.int64)
+    chosen = stratified_split(labels, 0.2)[split]
+    grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)  # [N, 8, 8]
+    big = [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in grey]
+    return ImageSet(np.stack(big)[..., None].repeat(3, axis=3), labels[chosen], tuple("0123456789"))
+
+
+def _synthetic(config: DataConfig, split: Split) -> ImageSet:
+    """A coloured pattern for each class under heavy noise: learnable, needs nothing, the same everywhere."""
+    n = config.synthetic_train if split == "train" else config.synthetic_test
+    classes, size = config.synthetic_classes, config.image_size
+    coarse = np.random.default_rng(1).integers(0, 256, (classes, 4, 4, 3))
+    rows = np.arange(size) * 4 // size
+    patterns = coarse[:, rows][:, :, rows]  # [classes, size, size, 3]
+    rng = np.random.default_rng((2, split == "test"))
+    labels = rng.integers(0, classes, n)
+    images = np.empty((n, size, size, 3), np.uint8)
+    for start in range(0, n, 1024):  # a chunk at a time: the noise is eight times the images' size
+        part = slice(start, min(start + 1024, n))
+        noise = rng.normal(0, 96, (part.stop - part.start, size, size, 3))
+        images[part] = np.clip(patterns[labels[part]] + noise, 0, 255)
+    return ImageSet(images, labels, tuple(f"class{i}" for i in range(classes)))
+
+
+def _cifar(config: DataConfig, split: Split) -> ImageSet:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as torchvision reads it, downloaded once by whoever comes first."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    dataset: Any = CIFAR10 if config.source == "cifar10" else CIFAR100
+    if config.url is not None:
+        # Another archive in the same format: its own checksum stands for those of the single files.
+        unchecked = {name: [[file, None] for file, _ in getattr(dataset, name)] for name in ("train_list", "test_list")}
+        replaced = {"url": config.url, "tgz_md5": config.md5 or dataset.tgz_md5, **(unchecked if config.md5 else {})}
+        if config.md5:
+            replaced["meta"] = {**dataset.meta, "md5": None}
+        dataset = type(dataset.__name__, (dataset,), replaced)
+    root = Path(config.root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{config.source}.lock"):
+            if not (root / dataset.base_folder).is_dir():
+                _download(dataset, root, config.source)
+        data = dataset(root, train=split == "train", download=False)
+    except OSError as error:
+        raise BadInput(f"data.root = {root}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, KeyError) as error:  # torchvision found a checksum or a file wrong
+        folder = root / dataset.base_folder
+        raise BadInput(
+            f"data.root = {root}: {folder} is damaged or incomplete; remove it, and it will be fetched again"
+        ) from error
+    return ImageSet(data.data, np.asarray(data.targets, np.int64), tuple(data.classes))
+
+
+def _download(dataset: Any, root: Path, source: str) -> None:
+    """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
+    from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+
+    # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
+    aside = root / f".{source}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    archive = root / dataset.filename  # put there by hand, for machines without a network
+    try:
+        if not (archive.is_file() and check_integrity(archive, dataset.tgz_md5)):
+            archive = aside / dataset.filename
+            download_url(dataset.url, aside, dataset.filename, dataset.tgz_md5)
+        extract_archive(archive, aside)
+        os.replace(aside / dataset.base_folder, root / dataset.base_folder)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; RuntimeError: wrong checksum
+        raise BadInput(
+            f"data.source = {source}: not in {root}, and {dataset.url} could not be downloaded ({error}). "
+            f"Without a network: put {dataset.filename} or its folder {dataset.base_folder}/ into {root}; or train on "
+            "images of your own (--data.source folder --data.root DIR), or on --data.source digits or synthetic"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,28 @@
+"""The exceptions a user can meet, and the exit code of each.
+
+A traceback is for bugs; everything a user can cause or cure is one of these, printed as a plain message.
+"""
+
+from collections.abc import Sequence
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class DistcnnError(Exception):
+    """A run that failed for a reason worth one sentence, not a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class BadInput(DistcnnError):  # noqa: N818 - it reads as what it is: `raise BadInput(problems)`
+    """Input that cannot work: every problem found, each with what, where and what would be valid."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class NonFiniteLoss(DistcnnError):  # noqa: N818
+    """The loss of one step was NaN or infinite on some rank; all ranks raise this together."""

@@ -1,0 +1,212 @@
+"""A YAML file and `--section.key value` arguments → one checked Config. Every problem is reported at once.
+
+pydantic checks the types and ranges because it reports all errors of a tree together, each with its path;
+jsonargparse, the usual choice, stops at the first.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from distcnn.config import Config, conflicts
+from distcnn.errors import BadInput
+
+COMMAND_LINE = "command line"
+
+
+class Settings:
+    """Raw values with the place each came from: `{"optim.lr": (0.1, "x.yaml:7")}`, later ones winning."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[Any, str]] = {}
+        self.problems: list[str] = []
+
+    def read_yaml(self, path: Path) -> "Settings":
+        """Add a file's values. A key given twice, which YAML would let pass, is a problem."""
+        try:
+            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror}: give the path of a YAML config, as in configs/") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise BadInput(f"{path}: should hold sections such as `train:` and `data:`, not a list or a single value")
+        if root is not None:
+            self._add(root, "", path)
+        return self
+
+    def _add(self, node: yaml.MappingNode, prefix: str, path: Path) -> None:
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = prefix + str(key_node.value)
+            place = f"{path}:{key_node.start_mark.line + 1}"
+            if key in seen:
+                self.problems.append(f"{key} ({place}): given twice")
+            seen.add(key)
+            if key in SECTIONS and isinstance(value_node, yaml.MappingNode):
+                self._add(value_node, key + ".", path)
+                continue
+            loader = yaml.SafeLoader("")
+            try:
+                self.values[key] = (loader.construct_document(value_node), place)
+            except yaml.YAMLError as error:
+                self.problems.append(f"{key} ({place}): {' '.join(str(error).split())}")
+
+    def read_arguments(self, arguments: Sequence[str]) -> "Settings":
+        """Add `--section.key value` or `--section.key=value`; a value is read as YAML."""
+        rest = iter(arguments)
+        for argument in rest:
+            if not argument.startswith("--"):
+                self.problems.append(f"{argument} ({COMMAND_LINE}): not expected here; settings are --section.key value")
+                continue
+            key, equals, text = argument[2:].partition("=")
+            if not equals:
+                text = next(rest, "")
+                if text == "" or text.startswith("--"):
+                    self.problems.append(f"{key} ({COMMAND_LINE}): needs a value: --{key} VALUE")
+                    continue
+            try:
+                self.values[key] = (yaml.safe_load(text), COMMAND_LINE)
+            except yaml.YAMLError:
+                self.values[key] = (text, COMMAND_LINE)
+        return self
+
+    def default(self, key: str, value: Any) -> "Settings":
+        """Add a value that everything given before it overrides."""
+        self.values.setdefault(key, (value, "default"))
+        return self
+
+    def check(self, world_size: int) -> Config:
+        """The Config these values make at that world size. Raises BadInput with every problem."""
+        problems, doubtful = list(self.problems), set[str]()
+        values = {key: value for key, (value, _) in self.values.items()}
+        for key in [key for key in values if key not in KEYS]:
+            del values[key]
+            near = difflib.get_close_matches(key, [*KEYS, *SECTIONS], n=1, cutoff=0.6) or _same_leaf(key)
+            doubtful.update(near)
+            hint = f"did you mean {near[0]}?" if near else "`distcnn train --help` lists all keys"
+            if key in SECTIONS:
+                hint = "is a section: give its keys, indented below it"
+            problems.append(f"{key} ({self.values[key][1]}): {'' if key in SECTIONS else 'unknown key; '}{hint}")
+        try:
+            config = _ADAPTER.validate_python(_nest(values))
+        except ValidationError as error:
+            for key, message in _messages(error):
+                problems.append(f"{key} = {_shown(values.pop(key))} ({self.values[key][1]}): {message}")
+                doubtful.add(key)
+            # The rest is checked all the same, with the failing keys at their defaults, to report all at once.
+            config = _ADAPTER.validate_python(_nest(values))
+        for keys, message in conflicts(config, world_size):
+            if doubtful.isdisjoint(keys):
+                given = ", ".join(f"{key} = {_shown(value_at(config, key))} ({self._place(key)})" for key in keys)
+                problems.append(f"{given}: {message}")
+        if problems:
+            raise BadInput(problems)
+        return config
+
+    def _place(self, key: str) -> str:
+        return self.values[key][1] if key in self.values else "default"
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested values, as YAML, a checkpoint and a tracker take them."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return plain
+
+
+def to_yaml(config: Config) -> str:
+    """A YAML text that `Settings.read_yaml` reads back to an equal Config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def from_dict(tree: dict[str, Any], source: str, overrides: Sequence[str] = (), world_size: int = 1) -> Config:
+    """A Config from saved plain values and overriding arguments; `source` names where they were saved."""
+    settings = Settings()
+    for key, value in tree.items():
+        if key in SECTIONS and isinstance(value, dict):
+            settings.values.update({f"{key}.{leaf}": (one, source) for leaf, one in value.items()})
+        else:
+            settings.values[key] = (value, source)
+    return settings.read_arguments(overrides).check(world_size)
+
+
+def documented_keys() -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, description) of every key, for `--help`."""
+    for section, cls in [("", Config), *SECTIONS.items()]:
+        for name, info in cls.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            if info.description:
+                key = f"{section}.{name}" if section else name
+                default = info.get_default(call_default_factory=True, validated_data={})
+                yield key, _type_name(info.annotation), _shown(default), info.description
+
+
+def _type_name(annotation: Any) -> str:
+    choices = getattr(annotation, "__args__", None)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    text = str(getattr(annotation, "__name__", annotation)) if not choices else str(annotation)
+    for kind in ("tuple[str", "dict", "tuple", "float", "int", "str"):
+        if kind in text:
+            return {"tuple[str": "durations", "dict": "mapping", "tuple": "[r, g, b]"}.get(kind, kind)
+    return text
+
+
+def _same_leaf(key: str) -> list[str]:
+    leaf = key.rpartition(".")[2]
+    if leaf == "epochs":
+        return ["train.duration"]
+    return [known for known in KEYS if known.rpartition(".")[2] == leaf][:1]
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {section: {} for section in SECTIONS}
+    for key, value in values.items():
+        section, _, leaf = key.rpartition(".")
+        (tree[section] if section else tree)[leaf] = value
+    return tree
+
+
+def _messages(error: ValidationError) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong) of each failing key, once each."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors():
+        parts = [str(part) for part in item["loc"]]
+        key = ".".join(parts[:2] if parts[0] in SECTIONS else parts[:1])
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        messages = found.setdefault(key, [])
+        if message not in messages:
+            messages.append(message)
+    return [(key, "; ".join(messages)) for key, messages in found.items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) and value else str(list(value) if isinstance(value, tuple) else value)
+
+
+_ADAPTER = TypeAdapter(Config)
+SECTIONS: dict[str, Any] = {
+    f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)
+}
+KEYS: list[str] = [
+    f"{section}.{f.name}" if section else f.name
+    for section, cls in [("", Config), *SECTIONS.items()]
+    for f in dataclasses.fields(cls)
+    if f"{f.name}" not in SECTIONS or section
+]
