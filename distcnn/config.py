@@ -194,8 +194,11 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def conflicts(config: Config, world_size: int) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What cannot work together: (the dotted keys involved, what is wrong and what would be valid)."""
+Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
+
+
+def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
+    """What cannot work together, at any machine of that many ranks."""
     train, data, schedule = config.train, config.data, config.schedule
     if train.precision == "fp16" and train.device == "cpu":
         yield ("train.precision", "train.device"), "fp16 needs CUDA; on the CPU use bf16 or fp32"

@@ -6,14 +6,14 @@ jsonargparse, the usual choice, stops at the first.
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from distcnn.config import Config, conflicts
+from distcnn.config import Config, Problem, conflicts
 from distcnn.errors import BadInput
 
 COMMAND_LINE = "command line"
@@ -81,8 +81,11 @@ class Settings:
         self.values.setdefault(key, (value, "default"))
         return self
 
-    def check(self, world_size: int) -> Config:
-        """The Config these values make at that world size. Raises BadInput with every problem."""
+    def check(self, world_size: int, environment: Callable[[Config], Iterable[Problem]] = lambda _: ()) -> Config:
+        """The Config these values make at that world size. Raises BadInput with every problem.
+
+        `environment` tells what does not fit the machine: a missing folder, a device that is not there.
+        """
         problems, doubtful = list(self.problems), set[str]()
         values = {key: value for key, (value, _) in self.values.items()}
         for key in [key for key in values if key not in KEYS]:
@@ -101,7 +104,7 @@ class Settings:
                 doubtful.add(key)
             # The rest is checked all the same, with the failing keys at their defaults, to report all at once.
             config = _ADAPTER.validate_python(_nest(values))
-        for keys, message in conflicts(config, world_size):
+        for keys, message in [*conflicts(config, world_size), *environment(config)]:
             if doubtful.isdisjoint(keys):
                 given = ", ".join(f"{key} = {_shown(value_at(config, key))} ({self._place(key)})" for key in keys)
                 problems.append(f"{given}: {message}")
@@ -132,15 +135,15 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def from_dict(tree: dict[str, Any], source: str, overrides: Sequence[str] = (), world_size: int = 1) -> Config:
-    """A Config from saved plain values and overriding arguments; `source` names where they were saved."""
+def saved_settings(tree: dict[str, Any], source: str) -> Settings:
+    """The Settings that `to_dict` gave; `source` names where they were saved."""
     settings = Settings()
     for key, value in tree.items():
         if key in SECTIONS and isinstance(value, dict):
             settings.values.update({f"{key}.{leaf}": (one, source) for leaf, one in value.items()})
         else:
             settings.values[key] = (value, source)
-    return settings.read_arguments(overrides).check(world_size)
+    return settings
 
 
 def documented_keys() -> Iterator[tuple[str, str, str, str]]:

@@ -18,9 +18,11 @@ from rich.progress import track
 
 from distcnn.config import DataConfig
 from distcnn.errors import BadInput
+from distcnn.parallel.world import cores
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 _FORMAT = 1  # of the cache; part of its key
+_CHUNK = 64  # images a task
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
 
@@ -133,6 +135,9 @@ def _build(cache: Path, files: list[Path], size: int) -> None:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
+        def decode_chunk(start: int) -> list[str]:
+            return [problem for row in range(start, min(start + _CHUNK, len(files))) if (problem := decode_into(row))]
+
         def decode_into(row: int) -> str | None:
             try:
                 images[row] = decode(files[row], size)
@@ -140,11 +145,16 @@ def _build(cache: Path, files: list[Path], size: int) -> None:
                 return f"{files[row]}: not readable as an image ({type(error).__name__}: {error})"
             return None
 
-        with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter lock
-            rows = pool.map(decode_into, range(len(files)))
-            console = Console(stderr=True)
-            title = f"decoding {len(files)} images"
-            unreadable = [e for e in track(rows, title, len(files), console=console, transient=True) if e]
+        with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes and resizes outside the interpreter lock
+            starts = range(0, len(files), _CHUNK)
+            bar = track(
+                pool.map(decode_chunk, starts),
+                f"decoding {len(files)} images",
+                len(starts),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            unreadable = [problem for problems in bar for problem in problems]
         if unreadable:
             raise BadInput(unreadable)
         images.flush()

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from distcnn.config import DataConfig
+from distcnn.config import DataConfig, Problem
 from distcnn.data.folder import load_folder, stratified_split
 from distcnn.errors import BadInput
 
@@ -29,17 +31,12 @@ class ImageSet:
         return len(self.labels)
 
 
-def problems(config: DataConfig) -> list[str]:
+def problems(config: DataConfig) -> Iterator[Problem]:
     """What can be said to be wrong before anything is read."""
     if config.source == "folder" and not Path(config.root).is_dir():
-        return [f"data.root = {config.root}: no such folder; give one that holds train/<class>/ and test/<class>/, "
-                "or <class>/ alone"]  # fmt: skip
-    if config.source == "digits":
-        try:
-            import sklearn  # noqa: F401
-        except ImportError:
-            return ["data.source = digits: needs scikit-learn: pip install 'distcnn[digits]'"]
-    return []
+        yield ("data.root",), "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone"
+    if config.source == "digits" and find_spec("sklearn") is None:
+        yield ("data.source",), "needs scikit-learn: pip install 'distcnn[digits]'"
 
 
 def load(config: DataConfig, split: Split) -> ImageSet:

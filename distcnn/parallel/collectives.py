@@ -1,10 +1,13 @@
 """The few collectives distcnn needs; the identity where no process group stands. Call each on all ranks or none."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distcnn.errors import BadInput
 
 T = TypeVar("T")
 
@@ -25,11 +28,18 @@ def stack_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def from_main(value: T) -> T:
-    """Rank 0's value (plain picklable data) on all ranks; the others' argument is ignored."""
+def on_main(decide: Callable[[], T]) -> T:
+    """Decide on rank 0 alone; all ranks get its answer (plain picklable data), or raise its BadInput alike."""
     if not dist.is_initialized():
-        return value
-    box: list[T | None] = [value if dist.get_rank() == 0 else None]
+        return decide()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = decide()
+        except BadInput as error:
+            box[1] = error.problems
     dist.broadcast_object_list(box, src=0)
-    received: T = box[0]  # type: ignore[assignment]
-    return received
+    if box[1] is not None:
+        raise BadInput(box[1])
+    answer: T = box[0]
+    return answer

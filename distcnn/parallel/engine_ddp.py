@@ -11,6 +11,15 @@ from torch.optim import Optimizer
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context of a forward, in training and in evaluation."""
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
 class DDPEngine:
     """Wraps a model, and carries each loss back to one optimizer step of the averaged gradient.
 
@@ -22,11 +31,11 @@ class DDPEngine:
         model: nn.Module,
         optimizer: Optimizer,
         device: torch.device,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         clip_norm: float | None = None,
     ):
         self.model, self.optimizer, self.device, self.clip_norm = model, optimizer, device, clip_norm
-        self.dtype = AUTOCAST[precision]
+        self.precision: Precision = precision
         # With bf16 and fp32 the scaler is disabled: every call passes straight through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.forward: nn.Module = model
@@ -42,10 +51,8 @@ class DDPEngine:
             )
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward, in training and in evaluation."""
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        """The context of a forward."""
+        return autocast(self.device, self.precision)
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch's forward and backward: only the last one of a step exchanges gradients."""

@@ -1,0 +1,130 @@
+"""The command line: parse, dispatch, exit code. torch is imported late, so that `--help` answers at once."""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distcnn import __version__
+from distcnn.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, BadInput, DistcnnError
+
+EPILOG = """examples:
+  distcnn train configs/simple_cnn.yaml
+  distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR --train.duration 5ep
+  torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
+  distcnn evaluate runs/simple_cnn
+
+exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    code = EXIT_FAILED
+    try:
+        code = _command(sys.argv[1:] if arguments is None else list(arguments))
+    except DistcnnError as error:
+        _speak_once(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name == "distcnn-wandb" and thread.is_alive() for thread in threading.enumerate()):
+        os._exit(code)  # a stuck wandb was left behind; its exit handlers would wait for it
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "distcnn",
+        description="Distributed training of image-classifying CNNs in PyTorch.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"distcnn {__version__}")
+    commands = parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    commands.help = "; ".join(f"{name} {path}: {text}" for name, (path, text, _) in COMMANDS.items())
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="see distcnn COMMAND --help")
+    options = parser.parse_args(arguments)
+    what, text, run = COMMANDS[options.command]
+    if {"-h", "--help"} & set(options.rest):
+        print(f"usage: distcnn {options.command} {what} [--section.key value ...]\n\n{text}\n")
+        _print_keys()
+        return EXIT_OK
+    if not options.rest or options.rest[0].startswith("-"):
+        raise BadInput(f"distcnn {options.command}: needs {what} first; see distcnn {options.command} --help")
+    sys.path.insert(0, str(Path.cwd()))  # a user's own package.module:callable, as `python -m` finds it
+    return run(Path(options.rest[0]), options.rest[1:])
+
+
+def _train(path: Path, arguments: list[str]) -> int:
+    from distcnn.parallel.world import world_from
+    from distcnn.parse import Settings
+
+    settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
+    world = world_from(os.environ)
+    from distcnn.run import environment_problems, train
+
+    config = settings.check(world.size, lambda config: environment_problems(config, world))
+    from rich.console import Console
+
+    train(config, world, Console(highlight=False, soft_wrap=True).print)
+    return EXIT_OK
+
+
+def _evaluate(path: Path, arguments: list[str]) -> int:
+    from distcnn.parallel.world import world_from
+
+    if not path.exists():
+        raise BadInput(f"{path}: no such run folder or checkpoint")
+    world = world_from(os.environ)
+    from distcnn.run import evaluate_checkpoint
+
+    record = evaluate_checkpoint(path, arguments, world)
+    if world.is_main:
+        for name, accuracy in record["per_class"].items():
+            print(f"{name:>20}  {'no images' if accuracy is None else f'{accuracy:.2%}'}")
+        print(f"{'all':>20}  {record['accuracy']:.2%}  ({record['correct']} of {record['total']})")
+        print(json.dumps(record), flush=True)
+    return EXIT_OK
+
+
+def _print_keys() -> None:
+    from distcnn.parse import documented_keys
+
+    print("keys, in the YAML file or as --section.key value:\n")
+    for key, kind, default, description in documented_keys():
+        print(f"  {key} <{kind}> = {default}\n      {description}")
+
+
+def _speak_once(error: DistcnnError) -> None:
+    """Print the message from one rank.
+
+    The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
+    the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
+    spoken. The first rank of another node that nobody ended knows that only its node has the problem.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+    problems = error.problems if isinstance(error, BadInput) else [str(error)]
+    title = "distcnn: bad input" if isinstance(error, BadInput) else "distcnn: failed"
+    print("\n".join([title, *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[Path, list[str]], int]]] = {
+    "train": ("CONFIG.yaml", "train and evaluate as a YAML file says", _train),
+    "evaluate": ("RUN_OR_CHECKPOINT", "evaluate a run's newest checkpoint, or a given one", _evaluate),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

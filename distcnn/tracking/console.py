@@ -1,0 +1,108 @@
+"""What a person sees: a progress bar on a terminal, one line an epoch in a log file, a table at both ends."""
+
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from distcnn.tracking.base import Record
+from distcnn.training.plan import Plan
+
+
+class ConsoleTracker:
+    """Prints to stdout; rich decides by itself what a terminal, a pipe or NO_COLOR can take."""
+
+    def __init__(self, plan: Plan, start_step: int, console: Console | None = None):
+        self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True)
+        self.started, self.start_step = time.perf_counter(), start_step
+        self.losses: list[float] = []
+        self.speeds: list[float] = []
+        self.printed_step = start_step
+        self.lr = 0.0
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+            )  # fmt: skip
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("training", total=plan.steps, completed=start_step, numbers="")
+            self.bar.start()
+
+    def log(self, record: Record) -> None:
+        """Show one record."""
+        if record["kind"] == "train":
+            self._train(record)
+        elif record["kind"] == "eval":
+            self._line(record["step"], record)
+        else:
+            self.console.print(f"[bold]{record['event'].replace('_', ' ')}[/]: {record['message']}")
+
+    def _train(self, record: Record) -> None:
+        step = record["step"]
+        # An epoch without an evaluation gets its line when the next one starts: evaluations come after the step.
+        if (step - 1) % self.plan.steps_per_epoch == 0 and self.losses:
+            self._line(step - 1, None)
+        self.losses.append(record["loss"])
+        self.speeds.append(record["images_per_s"])
+        self.lr = record["lr"]
+        if self.bar is not None:
+            numbers = f"loss {record['loss']:.4f}  {record['images_per_s']:,.0f} img/s"
+            epoch = f"epoch {record['epoch']}/{self.plan.epochs:g}"
+            self.bar.update(self.task, completed=step, description=epoch, numbers=numbers)
+
+    def _line(self, step: int, evaluation: Record | None) -> None:
+        epoch = step / self.plan.steps_per_epoch
+        parts = [f"epoch {epoch:.4g}/{self.plan.epochs:.4g}", f"step {step}"]
+        if self.losses:
+            parts.append(f"loss {sum(self.losses) / len(self.losses):.4f}")
+        if evaluation is not None:
+            accuracy, correct, total = evaluation["accuracy"], evaluation["correct"], evaluation["total"]
+            parts.append(f"test loss {evaluation['loss']:.4f}  accuracy {accuracy:.2%} ({correct}/{total})")
+        parts.append(f"lr {self.lr:.3g}")
+        if self.speeds:
+            parts.append(f"{sum(self.speeds) / len(self.speeds):,.0f} img/s")
+        done = step - self.start_step
+        left = (time.perf_counter() - self.started) / max(done, 1) * (self.plan.steps - step)
+        parts.append(f"eta {timedelta(seconds=round(left))}")
+        self.console.print("  ".join(parts))
+        self.losses, self.speeds = [], []
+
+    def finish(self, status: str, summary: Record) -> None:
+        """Print the final table."""
+        if self.bar is not None:
+            self.bar.stop()
+        self.console.print(fields_table(f"{status} in {timedelta(seconds=round(time.perf_counter() - self.started))}", summary))
+
+
+def plan_table(plan: Plan, name: str, launcher: str) -> Table:
+    """The arithmetic of the run, printed at its start."""
+    per_rank = plan.micro_batch
+    seen = plan.steps * plan.batch_size
+    return fields_table(
+        name,
+        {
+            "batch": f"{per_rank} per rank × {plan.world_size} ranks × {plan.accumulation} accumulated = {plan.batch_size}",
+            "steps": f"{plan.steps} ({plan.epochs:.4g} epochs of {plan.steps_per_epoch})",
+            "images": f"{plan.train_images:,} for training, {plan.test_images:,} for testing",
+            "learning rate": f"{plan.lr:.4g} at its peak",
+            "parameters": f"{plan.parameters:,}",
+            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {3 * plan.forward_flops * seen / 1e12:,.1f} T "
+            "for the training",
+            "device": f"{plan.device}, {plan.threads} threads a rank",
+            "precision": plan.precision,
+            "launcher": launcher,
+        },
+    )
+
+
+def fields_table(title: str, fields: Record) -> Table:
+    """Two columns, no frame: readable in a log file too."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for key, value in fields.items():
+        table.add_row(key, str(value))
+    return table

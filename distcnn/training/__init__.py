@@ -1,0 +1,1 @@
+"""The training itself: plan, loop, evaluation, checkpoints."""

@@ -1,0 +1,70 @@
+"""BatchNorm's running statistics over a whole global batch, equal on all ranks after every step.
+
+In training, BatchNorm normalises by its micro-batch's own statistics. The running ones, used in evaluation, would
+on each rank follow only the micro-batches that it saw, at a pace that depends on how many those were. Here one
+step moves them once, towards the mean over all micro-batches of the global batch:
+
+    running ← (1 - momentum) · running + momentum · Σ_j share_j · statistics_j
+
+That is PyTorch's own rule where a step is one micro-batch; otherwise it makes them, and with them every
+evaluation and checkpoint, independent of the number of ranks. It costs one small all-reduce a step.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distcnn.errors import BadInput
+from distcnn.parallel.collectives import sum_ranks
+
+
+class RunningStatistics:
+    """Collects the statistics of a step's micro-batches. Does nothing where a step is one micro-batch."""
+
+    def __init__(self, model: nn.Module, micro_batches_per_step: int):
+        layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.layers = layers if micro_batches_per_step > 1 else []
+        if any(layer.momentum is None for layer in self.layers):
+            raise BadInput(
+                "model.name: a BatchNorm layer with momentum=None averages over all micro-batches it ever saw, which "
+                "depends on the number of ranks; give it a momentum, such as 0.1"
+            )
+        self.momenta = [layer.momentum for layer in self.layers for _ in range(2)]
+        self.current: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var) if t is not None]
+        self.before = [torch.empty_like(t) for t in self.current]
+        for layer in self.layers:
+            layer.momentum = 1.0  # a forward now leaves the bare statistics of its micro-batch
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a step."""
+        self.total: list[Tensor] = []
+        if self.layers:
+            torch._foreach_copy_(self.before, self.current)
+
+    @torch.no_grad()
+    def add(self, share: float) -> None:
+        """Count the micro-batch just computed, `share` being its part of the global batch."""
+        if not self.layers:
+            return
+        part = torch._foreach_mul(self.current, share)
+        if self.total:
+            torch._foreach_add_(self.total, list(part))
+        else:
+            self.total = list(part)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Finish the step: a collective, called on all ranks."""
+        if not self.layers:
+            return
+        mean = sum_ranks(torch.cat(self.total)).split([t.numel() for t in self.total])
+        torch._foreach_lerp_(self.before, list(mean), self.momenta)
+        torch._foreach_copy_(self.current, self.before)
+        self.begin()
+
+    def close(self) -> None:
+        """Give the layers their own momentum back."""
+        for layer, momentum in zip(self.layers, self.momenta[::2], strict=True):
+            layer.momentum = momentum
+        self.layers = []

@@ -1,0 +1,164 @@
+"""The training loop. Read `fit` top to bottom: one epoch, one step, one micro-batch at a time."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from distcnn.data.loader import Batch, ResidentLoader, StreamingLoader
+from distcnn.errors import NonFiniteLoss
+from distcnn.parallel.collectives import stack_ranks
+from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.training.batchnorm import RunningStatistics
+from distcnn.training.evaluate import Evaluation
+from distcnn.training.plan import Plan, Schedule
+
+Log = Callable[[dict[str, Any]], None]  # takes one line of metrics.jsonl
+
+
+@dataclass
+class TrainState:
+    """Where the training stands: all that changes besides the engine's tensors."""
+
+    step: int = 0  # optimizer steps done
+    best_accuracy: float = -1.0
+    best_step: int = 0
+
+
+def fit(
+    engine: DDPEngine,
+    loader: ResidentLoader | StreamingLoader,
+    plan: Plan,
+    schedule: Schedule,
+    state: TrainState,
+    log: Log,
+    *,
+    evaluate: Callable[[], Evaluation],
+    save: Callable[[TrainState, bool], None],
+    label_smoothing: float = 0.0,
+    log_every: int = 10,
+) -> Evaluation | None:
+    """Train from `state.step` to `plan.steps`; returns the last evaluation, None if nothing was left to do.
+
+    All ranks call it and do the same: only what `log` and `save` do inside differs by rank.
+    """
+    running = RunningStatistics(engine.model, plan.accumulation * plan.world_size)
+    losses = StepLosses(plan, schedule, state, log, engine.device)
+    evaluation = None
+    engine.model.train()
+    while state.step < plan.steps:
+        epoch, first_step = divmod(state.step, plan.steps_per_epoch)
+        batches = loader.epoch(epoch, first_step)
+        for _ in range(first_step, plan.steps_per_epoch):
+            lr = schedule.lr_at(state.step)
+            losses.add(train_step(engine, batches, running, lr, plan.world_size, label_smoothing))
+            state.step += 1
+
+            last = state.step == plan.steps
+            evaluating = last or state.step % plan.eval_every == 0
+            saving = last or state.step % plan.checkpoint_every == 0
+            if evaluating or saving or losses.count == log_every:
+                losses.flush()  # raises on all ranks if any loss was not finite: nothing after it is kept
+            improved = False
+            if evaluating:
+                evaluation = evaluate()
+                improved = evaluation.accuracy > state.best_accuracy
+                if improved:
+                    state.best_accuracy, state.best_step = evaluation.accuracy, state.step
+                epochs = -(-state.step // plan.steps_per_epoch)
+                log({"kind": "eval", "split": "test", "step": state.step, "epoch": epochs, **evaluation.record()})
+            if saving or improved:
+                save(state, improved)
+            if evaluating or saving:
+                losses.restart_clock()
+            if last:
+                break
+    running.close()
+    return evaluation
+
+
+def train_step(
+    engine: DDPEngine,
+    batches: Iterator[Batch],
+    running: RunningStatistics,
+    lr: float,
+    world_size: int,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """One update from one global batch. Returns this rank's part of its mean loss, [] float32, on the device."""
+    loss_part = torch.zeros((), device=engine.device)
+    for batch in batches:
+        # Dropout and the like depend on the place in the epoch alone: not on the rank, nor on what ran before.
+        torch.manual_seed(batch.seed)
+        with engine.accumulate(sync=batch.last):
+            with engine.autocast():
+                logits = engine.forward(batch.images)  # [n, classes]
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.share
+            # Ranks' gradients are averaged: × world size makes the average the sum over all micro-batches.
+            engine.backward(loss * world_size)
+        running.add(batch.share)
+        loss_part += loss.detach()
+        if batch.last:
+            break
+    running.end()
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    engine.step()
+    return loss_part
+
+
+class StepLosses:
+    """Each step's loss stays on the device until a log point, where all ranks meet once for all steps since."""
+
+    def __init__(self, plan: Plan, schedule: Schedule, state: TrainState, log: Log, device: torch.device):
+        self.plan, self.schedule, self.state, self.log = plan, schedule, state, log
+        self.parts: list[torch.Tensor] = []
+        self.device = device
+        self.restart_clock()
+
+    @property
+    def count(self) -> int:
+        """Steps since the last log point."""
+        return len(self.parts)
+
+    def add(self, part: torch.Tensor) -> None:
+        """Keep this rank's part of one step's loss."""
+        self.parts.append(part)
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last log point (evaluation, saving) out of the throughput."""
+        self.started = time.perf_counter()
+
+    def flush(self) -> None:
+        """Log every step since the last time. Raises NonFiniteLoss on all ranks at the first bad one."""
+        if not self.parts:
+            return
+        by_rank = stack_ranks(torch.stack(self.parts)).cpu().double()  # [world, steps]; the one wait for the device
+        seconds = time.perf_counter() - self.started
+        first = self.state.step - len(self.parts)
+        images = sum(self._images(first + i) for i in range(len(self.parts)))
+        for i, loss in enumerate(by_rank.sum(dim=0).tolist()):
+            step = first + i
+            epoch, lr = step // self.plan.steps_per_epoch + 1, self.schedule.lr_at(step)
+            bad = [rank for rank, part in enumerate(by_rank[:, i].tolist()) if not _finite(part)]
+            if bad:
+                rank = f"rank {bad[0]}" if len(bad) == 1 else f"ranks {', '.join(map(str, bad))}"
+                value = by_rank[bad[0], i].item()
+                message = f"the loss is {value} at step {step + 1} (epoch {epoch}) on {rank}, learning rate {lr:.3g}"
+                self.log({"kind": "event", "event": "non_finite_loss", "step": step + 1, "message": message})
+                raise NonFiniteLoss(message + "; all ranks stopped there, and nothing later was saved")
+            record: dict[str, Any] = {"kind": "train", "step": step + 1, "epoch": epoch, "loss": loss, "lr": lr}
+            self.log({**record, "images_per_s": images / seconds})
+        self.parts.clear()
+        self.restart_clock()
+
+    def _images(self, step: int) -> int:
+        done = step % self.plan.steps_per_epoch * self.plan.batch_size
+        return min(self.plan.batch_size, self.plan.train_images - done)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,138 @@
+"""The arithmetic of a run, done once at its start: batches, steps, and the learning rate at every step."""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from distcnn.config import Config, parse_duration
+from distcnn.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run. per-rank × ranks × accumulation = global batch."""
+
+    train_images: int
+    test_images: int
+    world_size: int
+    batch_size: int  # global: images an optimizer step
+    micro_batch: int  # images a forward and backward on one rank
+    accumulation: int  # micro-batches a step on each rank
+    steps_per_epoch: int
+    steps: int  # in all
+    eval_every: int  # steps
+    checkpoint_every: int  # steps
+    lr: float  # peak, after scaling
+    parameters: int
+    forward_flops: int  # an image; a training step costs about three times that
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def epochs(self) -> float:
+        """Length in epochs."""
+        return self.steps / self.steps_per_epoch
+
+
+def make_plan(
+    config: Config,
+    *,
+    train_images: int,
+    test_images: int,
+    world_size: int,
+    parameters: int,
+    forward_flops: int,
+    device: str,
+    threads: int,
+) -> Plan:
+    """Turn durations into steps and the global batch into each rank's share. Raises BadInput for an empty epoch."""
+    batch = config.train.batch_size
+    micro = config.train.micro_batch or batch // world_size
+    steps_per_epoch = train_images // batch if config.train.drop_last else -(-train_images // batch)
+    if steps_per_epoch == 0:
+        raise BadInput(
+            f"train.drop_last = true, train.batch_size = {batch}: {train_images} training images do not fill one "
+            "batch; use a smaller batch or drop_last: false"
+        )
+    return Plan(
+        train_images=train_images,
+        test_images=test_images,
+        world_size=world_size,
+        batch_size=batch,
+        micro_batch=micro,
+        accumulation=batch // (micro * world_size),
+        steps_per_epoch=steps_per_epoch,
+        steps=to_steps(config.train.duration, batch, steps_per_epoch),
+        eval_every=to_steps(config.eval.every, batch, steps_per_epoch),
+        checkpoint_every=to_steps(config.checkpoint.every, batch, steps_per_epoch),
+        lr=scaled_lr(config),
+        parameters=parameters,
+        forward_flops=forward_flops,
+        device=device,
+        precision=config.train.precision,
+        threads=threads,
+    )
+
+
+def to_steps(duration: str, batch_size: int, steps_per_epoch: int) -> int:
+    """`10ep`, `500step` or `200000img` in optimizer steps: rounded to the nearest for epochs, up for images; ≥ 1.
+
+    Images count full batches: an epoch whose last batch is short holds fewer images than steps × batch size.
+    """
+    amount, unit = parse_duration(duration)
+    if amount == 0:
+        return 0
+    steps = {"ep": round(amount * steps_per_epoch), "step": int(amount), "img": math.ceil(amount / batch_size)}[unit]
+    return max(1, steps)
+
+
+def scaled_lr(config: Config) -> float:
+    """The peak learning rate for this global batch.
+
+    `linear` is the rule of Goyal et al. 2017 (arXiv:1706.02677), `sqrt` that of Krizhevsky 2014 (arXiv:1404.5997).
+    """
+    exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.optim.lr_scaling]
+    return float(config.optim.lr * (config.train.batch_size / config.optim.base_batch) ** exponent)
+
+
+class Schedule:
+    """The learning rate as a pure function of the step: nothing to step, nothing to save."""
+
+    def __init__(self, config: Config, plan: Plan):
+        def in_steps(duration: str) -> int:
+            return to_steps(duration, plan.batch_size, plan.steps_per_epoch)
+
+        self.schedule, self.peak, self.steps = config.schedule, plan.lr, plan.steps
+        self.warmup = in_steps(config.schedule.warmup)
+        self.milestones = sorted(in_steps(milestone) for milestone in config.schedule.milestones)
+        if self.warmup >= self.steps > 0 and self.warmup > 0:
+            raise BadInput(
+                f"schedule.warmup = {config.schedule.warmup}, train.duration = {config.train.duration}: a warm-up of "
+                f"{self.warmup} steps leaves nothing of {self.steps}"
+            )
+
+    def lr_at(self, step: int) -> float:
+        """The rate of update number `step`, 0 ≤ step < steps. The last update still has a rate above `final`."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * self._factor(step)
+
+    def _factor(self, step: int) -> float:
+        schedule = self.schedule
+        if schedule.name == "constant":
+            return 1.0
+        if schedule.name == "step":
+            return float(schedule.gamma ** bisect_right(self.milestones, step))
+        if schedule.name == "cosine":
+            return _cosine(1.0, schedule.final, (step - self.warmup) / (self.steps - self.warmup))
+        # onecycle: Smith and Topin 2017 (arXiv:1708.07120), with cosine flanks as in fastai and PyTorch
+        top = schedule.rise * self.steps
+        if step < top:
+            return _cosine(schedule.initial, 1.0, step / top)
+        return _cosine(1.0, schedule.final, (step - top) / (self.steps - top))
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    """From start to end along half a cosine, for `done` in 0…1."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
