@@ -13,10 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distcnn.config import Problem
 from distcnn.errors import BadInput
+from distcnn.models.compact import CompactCNN
 from distcnn.models.resnet import ResNet9, resnet18
 from distcnn.models.simple import SimpleCNN
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"simple_cnn": SimpleCNN, "resnet9": ResNet9, "resnet18": resnet18}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "simple_cnn": SimpleCNN,
+    "compact_cnn": CompactCNN,
+    "resnet9": ResNet9,
+    "resnet18": resnet18,
+}
 
 
 def build_model(name: str, num_classes: int, image_size: int, args: Mapping[str, Any] | None = None) -> nn.Module:

@@ -1,5 +1,6 @@
 """How one step runs on all ranks: native DistributedDataParallel, autocast and, for fp16, a gradient scaler."""
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -43,11 +44,14 @@ class DDPEngine:
         if torch.distributed.is_initialized():
             # Buffers are not broadcast before every forward, as DDP does by default: BatchNorm's statistics are
             # averaged over the ranks after each step (training/batchnorm.py), and nothing else writes buffers.
+            # PyTorch 2.14 renamed the option.
+            names = inspect.signature(DistributedDataParallel).parameters
+            broadcast = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
             self.forward = self.ddp = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **{broadcast: False},
             )
 
     def autocast(self) -> AbstractContextManager[Any]:
