@@ -58,7 +58,9 @@ class DataConfig:
     root: str = Field("data", description="folder of the images; cifar10 and cifar100 are downloaded into it")
     url: str | None = Field(None, description="download the cifar archive from here instead of its publisher")
     md5: str | None = Field(
-        None, pattern="^[0-9a-f]{32}$", description="checksum of the archive at data.url, if it is not the original"
+        None,
+        pattern="^[0-9a-f]{32}$",
+        description="checksum of the archive at data.url, if it is not the original",
     )
     cache_dir: str | None = Field(
         None, description="decoded folders are kept here; default $DISTCNN_CACHE or ~/.cache/distcnn"
@@ -73,7 +75,8 @@ class DataConfig:
     synthetic_test: Int = Field(512, ge=1, description="synthetic: number of test images")
     synthetic_classes: Int = Field(10, ge=2, le=10_000, description="synthetic: number of classes")
     loader: Literal["resident", "streaming"] = Field(
-        "resident", description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader"
+        "resident",
+        description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",
     )
     workers: Int = Field(2, ge=0, le=256, description="streaming: DataLoader processes a rank")
     flip: bool = Field(False, description="augmentation: mirror half of the images")
@@ -90,7 +93,7 @@ class ModelConfig:
 
     name: str = Field(
         "simple_cnn",
-        description="simple_cnn, resnet9, resnet18, a torchvision classifier, or your package.module:callable",
+        description="simple_cnn, compact_cnn, resnet9, resnet18, a torchvision classifier, or your package.module:callable",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
     channels_last: bool = Field(True, description="NHWC memory layout")
@@ -184,14 +187,14 @@ class Config:
     seed: Int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and dropout")
     output_dir: str = Field("runs", description="where run folders are made")
     engine: Literal["ddp"] = Field("ddp", description="native DistributedDataParallel")
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig())
+    model: ModelConfig = field(default_factory=lambda: ModelConfig())
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig())
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig())
+    train: TrainConfig = field(default_factory=lambda: TrainConfig())
+    eval: EvalConfig = field(default_factory=lambda: EvalConfig())
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig())
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig())
 
 
 Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
@@ -215,7 +218,10 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
     if data.cutout > data.image_size:
-        yield ("data.cutout", "data.image_size"), f"the square is larger than the image ({data.image_size} pixels)"
+        yield (
+            ("data.cutout", "data.image_size"),
+            f"the square is larger than the image ({data.image_size} pixels)",
+        )
     if data.crop_padding >= data.image_size:
         yield (
             ("data.crop_padding", "data.image_size"),

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -62,7 +62,9 @@ class Settings:
         rest = iter(arguments)
         for argument in rest:
             if not argument.startswith("--"):
-                self.problems.append(f"{argument} ({COMMAND_LINE}): not expected here; settings are --section.key value")
+                self.problems.append(
+                    f"{argument} ({COMMAND_LINE}): not expected here; settings are --section.key value"
+                )
                 continue
             key, equals, text = argument[2:].partition("=")
             if not equals:
@@ -149,7 +151,7 @@ def saved_settings(tree: dict[str, Any], source: str) -> Settings:
 def documented_keys() -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, description) of every key, for `--help`."""
     for section, cls in [("", Config), *SECTIONS.items()]:
-        for name, info in cls.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        for name, info in cls.__pydantic_fields__.items():
             if info.description:
                 key = f"{section}.{name}" if section else name
                 default = info.get_default(call_default_factory=True, validated_data={})
@@ -205,7 +207,7 @@ def _shown(value: Any) -> str:
 
 _ADAPTER = TypeAdapter(Config)
 SECTIONS: dict[str, Any] = {
-    f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)
+    name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)
 }
 KEYS: list[str] = [
     f"{section}.{f.name}" if section else f.name

@@ -87,7 +87,7 @@ def train(config: Config, world: World, announce: Callable[[Any], None] = lambda
     schedule = Schedule(config, plan)
     model = _place(model, config, device)
     optimizer = make_optimizer(model, config.optim, plan.lr)
-    saved = _find_resumed(config, plan, model)
+    saved, damaged = _find_resumed(config, plan, model)
 
     with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout):
         folder = on_main(lambda: _run_folder(config))
@@ -135,8 +135,9 @@ def train(config: Config, world: World, announce: Callable[[Any], None] = lambda
             announce(plan_table(plan, f"{folder.name}: {config.model.name} on {config.data.source}", world.launcher))
             trackers = Trackers(_trackers(config, plan, folder, state, described))
         if saved:
-            trackers.log({"kind": "event", "event": "resumed", "step": state.step,
-                          "message": f"at step {state.step} of {plan.steps}"})  # fmt: skip
+            aside = f"; damaged and left aside: {', '.join(path.name for path in damaged)}" if damaged else ""
+            message = f"at step {state.step} of {plan.steps}{aside}"
+            trackers.log({"kind": "event", "event": "resumed", "step": state.step, "message": message})
         try:
             evaluation = fit(
                 engine, loader, plan, schedule, state, trackers.log, evaluate=evaluate_test, save=save,
@@ -161,7 +162,9 @@ def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[
     if path.is_dir():
         found, _ = Checkpoints(path / "checkpoints").newest_whole()
         if found is None:
-            raise BadInput(f"{path}: holds no whole checkpoint in {path / 'checkpoints'}; give a run folder or a .pt file")
+            raise BadInput(
+                f"{path}: holds no whole checkpoint in {path / 'checkpoints'}; give a run folder or a .pt file"
+            )
         path = found
     saved = load(path)
     config = saved_settings(saved["config"], str(path)).read_arguments(overrides).check(
@@ -225,16 +228,16 @@ def _augment(config: Config) -> Augment:
 def _place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
     """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
     if config.model.sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    model = model.to(device)
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.model.compile:
         model.compile()
     return model
 
 
-def _evaluate_on(
-    model: nn.Module, data: ImageSet, config: Config, preprocess: Preprocess, world: World
-) -> Evaluation:
+def _evaluate_on(model: nn.Module, data: ImageSet, config: Config, preprocess: Preprocess, world: World) -> Evaluation:
     size = config.eval.batch_size
     stream = evaluation_stream(data, size, preprocess, world.rank, world.size)
     batches = -(-len(data) // size)
@@ -272,17 +275,17 @@ def _unwritable(folder: Path) -> str | None:
     return None
 
 
-def _find_resumed(config: Config, plan: Plan, model: nn.Module) -> dict[str, Any] | None:
-    """The checkpoint to go on from, checked against this run; None to start anew."""
+def _find_resumed(config: Config, plan: Plan, model: nn.Module) -> tuple[dict[str, Any] | None, list[Path]]:
+    """The checkpoint to go on from, checked against this run, or None to start anew; and damaged newer ones."""
     resume = config.checkpoint.resume
     if resume == "never":
-        return None
-    path: Path | None = Path(resume)
+        return None, []
+    path, damaged = Path(resume), list[Path]()
     if resume == "auto":
-        path, _ = Checkpoints(Path(config.output_dir) / (config.name or "run") / "checkpoints").newest_whole()
-        if path is None:
-            return None
-    assert path is not None
+        found, damaged = Checkpoints(Path(config.output_dir) / (config.name or "run") / "checkpoints").newest_whole()
+        if found is None:
+            return None, damaged
+        path = found
     saved = load(path)
     _load_weights(model, saved, path)
     # What decides which images each step sees; anything else may change, at the user's own risk.
@@ -290,10 +293,14 @@ def _find_resumed(config: Config, plan: Plan, model: nn.Module) -> dict[str, Any
     now = asdict(plan) | {"seed": config.seed}
     keys = ("train_images", "batch_size", "steps_per_epoch", "seed")
     if changed := [f"{key} was {before[key]}, is {now[key]}" for key in keys if before[key] != now[key]]:
-        raise BadInput(f"checkpoint.resume: cannot go on from {path}: {'; '.join(changed)}; start a run of another name")
+        raise BadInput(
+            f"checkpoint.resume: cannot go on from {path}: {'; '.join(changed)}; start a run of another name"
+        )
     if saved["config"]["optim"]["name"] != config.optim.name:
-        raise BadInput(f"checkpoint.resume: cannot go on from {path}: optim.name was {saved['config']['optim']['name']}")
-    return saved
+        raise BadInput(
+            f"checkpoint.resume: cannot go on from {path}: optim.name was {saved['config']['optim']['name']}"
+        )
+    return saved, damaged
 
 
 def _load_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
@@ -304,7 +311,9 @@ def _load_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
         raise BadInput(f"model: the weights in {path} are those of another network: {first}") from error
 
 
-def _trackers(config: Config, plan: Plan, folder: Path, state: TrainState, described: dict[str, Any]) -> Iterator[Tracker]:
+def _trackers(
+    config: Config, plan: Plan, folder: Path, state: TrainState, described: dict[str, Any]
+) -> Iterator[Tracker]:
     yield JsonlTracker(folder / "metrics.jsonl", state.step)
     if config.tracking.console:
         yield ConsoleTracker(plan, state.step)
@@ -343,7 +352,10 @@ def _save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> No
     from safetensors.torch import save_file
 
     config = described["config"]
-    metadata = {"model": config["model"], **{key: described[key] for key in ("classes", "image_size", "normalize")}}
+    metadata = {
+        "model": config["model"],
+        **{key: described[key] for key in ("classes", "image_size", "normalize")},
+    }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as partial:
         save_file(tensors, partial, {key: json.dumps(value) for key, value in metadata.items()})

@@ -38,7 +38,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def uniform(key: int, positions: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
     """[n] numbers in [0, 1) for [n] positions; each stream is independent of the others."""
     counter = (positions.astype(np.uint64) * np.uint64(8) + np.uint64(stream + 1)) * np.uint64(_GOLDEN)
-    return (_mix(np.uint64(key) + counter) >> np.uint64(11)) * 2.0**-53
+    return (_mix(np.uint64(key) + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Augment:
         columns = torch.where(flip.bool(), width - 1 - columns, columns) + right  # [n, W]
         if self.crop_mode == "reflect":
             return images[indices[:, None, None], _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None]]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]  # [n, H, W]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+            :, None
+        ]  # [n, H, W]
         rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
         return images[indices[:, None, None], rows[:, :, None], columns[:, None]] * inside[..., None]
 
@@ -98,7 +100,7 @@ class Augment:
 
     def image(self, image: Tensor, draw: Tensor) -> Tensor:
         """One image [C, H, W] uint8, one draw [5] → [C, H, W] uint8, with torchvision's v2 functions; no cutout."""
-        from torchvision.transforms.v2 import functional as V  # noqa: N812
+        from torchvision.transforms.v2 import functional as V
 
         flip, down, right = draw[:3].tolist()
         if self.crop_padding:
@@ -144,5 +146,5 @@ def statistics(images: NDArray[np.uint8]) -> Normalize:
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     std[std == 0] = 255
-    as_rgb = lambda x: (float(x[0]), float(x[1]), float(x[2]))  # noqa: E731
-    return Normalize(as_rgb(mean / 255), as_rgb(std / 255))
+    (m0, m1, m2), (s0, s1, s2) = (mean / 255).tolist(), (std / 255).tolist()
+    return Normalize((m0, m1, m2), (s0, s1, s2))

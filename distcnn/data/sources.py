@@ -1,9 +1,11 @@
 """Where images come from. Every source gives the same thing: uint8 arrays, labels and class names."""
 
-import os
 import shutil
+import tarfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import wrap_file
 
 from distcnn.config import DataConfig, Problem
 from distcnn.data.folder import load_folder, stratified_split
@@ -34,7 +38,10 @@ class ImageSet:
 def problems(config: DataConfig) -> Iterator[Problem]:
     """What can be said to be wrong before anything is read."""
     if config.source == "folder" and not Path(config.root).is_dir():
-        yield ("data.root",), "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone"
+        yield (
+            ("data.root",),
+            "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone",
+        )
     if config.source == "digits" and find_spec("sklearn") is None:
         yield ("data.source",), "needs scikit-learn: pip install 'distcnn[digits]'"
 
@@ -96,13 +103,17 @@ def _synthetic(config: DataConfig, split: Split) -> ImageSet:
 
 def _cifar(config: DataConfig, split: Split) -> ImageSet:
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as torchvision reads it, downloaded once by whoever comes first."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets import CIFAR10, CIFAR100  # late: it takes a second
 
     dataset: Any = CIFAR10 if config.source == "cifar10" else CIFAR100
     if config.url is not None:
         # Another archive in the same format: its own checksum stands for those of the single files.
         unchecked = {name: [[file, None] for file, _ in getattr(dataset, name)] for name in ("train_list", "test_list")}
-        replaced = {"url": config.url, "tgz_md5": config.md5 or dataset.tgz_md5, **(unchecked if config.md5 else {})}
+        replaced = {
+            "url": config.url,
+            "tgz_md5": config.md5 or dataset.tgz_md5,
+            **(unchecked if config.md5 else {}),
+        }
         if config.md5:
             replaced["meta"] = {**dataset.meta, "md5": None}
         dataset = type(dataset.__name__, (dataset,), replaced)
@@ -125,7 +136,7 @@ def _cifar(config: DataConfig, split: Split) -> ImageSet:
 
 def _download(dataset: Any, root: Path, source: str) -> None:
     """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
-    from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+    from torchvision.datasets.utils import check_integrity, extract_archive
 
     # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
     aside = root / f".{source}.partial"
@@ -135,10 +146,12 @@ def _download(dataset: Any, root: Path, source: str) -> None:
     try:
         if not (archive.is_file() and check_integrity(archive, dataset.tgz_md5)):
             archive = aside / dataset.filename
-            download_url(dataset.url, aside, dataset.filename, dataset.tgz_md5)
+            _fetch(dataset.url, archive)
+            if not check_integrity(archive, dataset.tgz_md5):
+                raise OSError(f"what it sent does not have the checksum {dataset.tgz_md5}")
         extract_archive(archive, aside)
-        os.replace(aside / dataset.base_folder, root / dataset.base_folder)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; RuntimeError: wrong checksum
+        (aside / dataset.base_folder).rename(root / dataset.base_folder)
+    except (OSError, HTTPException, tarfile.TarError, EOFError) as error:  # urllib's own errors are OSErrors
         raise BadInput(
             f"data.source = {source}: not in {root}, and {dataset.url} could not be downloaded ({error}). "
             f"Without a network: put {dataset.filename} or its folder {dataset.base_folder}/ into {root}; or train on "
@@ -146,3 +159,16 @@ def _download(dataset: Any, root: Path, source: str) -> None:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fetch(url: str, path: Path) -> None:
+    """One request, with a progress bar; a server that falls silent for a minute is an error."""
+    with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
+        size = int(response.headers.get("Content-Length", 0)) or None
+        console = Console(stderr=True)
+        with wrap_file(
+            response, size or 0, description=f"downloading {path.name}", console=console, transient=True
+        ) as body:
+            shutil.copyfileobj(body, file)
+        if size is not None and file.tell() != size:
+            raise OSError(f"the connection ended after {file.tell()} of {size} bytes")

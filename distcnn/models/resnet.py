@@ -36,7 +36,7 @@ class ResNet9(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W], H and W at least 8 → [N, classes] logits. For 32×32 images and width 64:"""  # noqa: D400
+        """[N, 3, H, W], H and W at least 8 → [N, classes] logits. For 32×32 images and width 64:"""
         x = self.stem(x)  # [N, 64, 32, 32]
         x = self.stage1(x)  # [N, 128, 16, 16]
         x = self.stage2(x)  # [N, 256, 8, 8]

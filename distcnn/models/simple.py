@@ -21,7 +21,7 @@ class SimpleCNN(nn.Module):
         self.fc2 = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, classes] logits. For 32×32 images:"""  # noqa: D400
+        """[N, 3, H, W] → [N, classes] logits. For 32×32 images:"""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 32, 15, 15]
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 64, 6, 6]
         x = F.relu(self.fc1(x.flatten(1)))  # [N, 128]

@@ -16,7 +16,7 @@ def device_problems(config: Config, world: World) -> Iterator[Problem]:
     elif wanted != "cpu" and torch.cuda.is_available() and world.local_size > found:
         yield (
             ("train.device",),
-            f"{world.local_size} ranks on this node, but only {found} visible GPU{'s' * (found > 1)}: start one rank a GPU",
+            f"{world.local_size} ranks on this node see {found} GPU{'s' * (found > 1)}: start one rank a GPU",
         )
     if wanted == "auto" and not torch.cuda.is_available():
         if config.train.precision == "fp16":

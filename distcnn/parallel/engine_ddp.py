@@ -47,11 +47,12 @@ class DDPEngine:
             # PyTorch 2.14 renamed the option.
             names = inspect.signature(DistributedDataParallel).parameters
             broadcast = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            options: dict[str, Any] = {broadcast: False}
             self.forward = self.ddp = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{broadcast: False},
+                **options,
             )
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -64,7 +65,7 @@ class DDPEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's part of the gradient. The parts' mean over the ranks is the step's gradient."""
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         """Update the weights from the averaged gradient, clipped at its true (unscaled) norm, and clear it."""

@@ -39,7 +39,11 @@ def world_from(environment: Mapping[str, str]) -> World:
     present = [name for name in TORCH_VARIABLES if name in environment]
     if "RANK" in present or "WORLD_SIZE" in present:
         return _torch_world(environment, present)
-    for tasks, launcher in (("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "MPI")):
+    for tasks, launcher in (
+        ("SLURM_STEP_NUM_TASKS", "srun"),
+        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+        ("PMI_SIZE", "MPI"),
+    ):
         if environment.get(tasks, "1") != "1":
             raise BadInput(
                 f"{tasks} = {environment[tasks]}, but RANK and WORLD_SIZE are not set: {launcher} started "

@@ -4,7 +4,14 @@ import time
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from distcnn.tracking.base import Record
@@ -23,8 +30,9 @@ class ConsoleTracker:
         self.lr = 0.0
         self.bar: Progress | None = None
         if self.console.is_terminal:
+            numbers = TextColumn("{task.fields[numbers]}")
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers,
                 TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = Progress(*columns, console=self.console, transient=True)
@@ -74,23 +82,24 @@ class ConsoleTracker:
         """Print the final table."""
         if self.bar is not None:
             self.bar.stop()
-        self.console.print(fields_table(f"{status} in {timedelta(seconds=round(time.perf_counter() - self.started))}", summary))
+        self.console.print(
+            fields_table(f"{status} in {timedelta(seconds=round(time.perf_counter() - self.started))}", summary)
+        )
 
 
 def plan_table(plan: Plan, name: str, launcher: str) -> Table:
     """The arithmetic of the run, printed at its start."""
-    per_rank = plan.micro_batch
-    seen = plan.steps * plan.batch_size
+    ranks = f"{plan.world_size} rank{'s' * (plan.world_size > 1)}"
+    whole = 3 * plan.forward_flops * plan.steps * plan.batch_size / 1e12
     return fields_table(
         name,
         {
-            "batch": f"{per_rank} per rank × {plan.world_size} ranks × {plan.accumulation} accumulated = {plan.batch_size}",
+            "batch": f"{plan.micro_batch} per rank × {ranks} × {plan.accumulation} accumulated = {plan.batch_size}",
             "steps": f"{plan.steps} ({plan.epochs:.4g} epochs of {plan.steps_per_epoch})",
             "images": f"{plan.train_images:,} for training, {plan.test_images:,} for testing",
             "learning rate": f"{plan.lr:.4g} at its peak",
             "parameters": f"{plan.parameters:,}",
-            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {3 * plan.forward_flops * seen / 1e12:,.1f} T "
-            "for the training",
+            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {whole:,.1f} T for the training",
             "device": f"{plan.device}, {plan.threads} threads a rank",
             "precision": plan.precision,
             "launcher": launcher,

@@ -24,7 +24,7 @@ class JsonlTracker:
         """Write one line. What JSON cannot hold (NaN, infinity) becomes null."""
         self.file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
-    def finish(self, status: str, summary: Record) -> None:
+    def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
         """Close the file: the records have said it all."""
         self.file.close()
 

@@ -29,7 +29,7 @@ class RunningStatistics:
                 "model.name: a BatchNorm layer with momentum=None averages over all micro-batches it ever saw, which "
                 "depends on the number of ranks; give it a momentum, such as 0.1"
             )
-        self.momenta = [layer.momentum for layer in self.layers for _ in range(2)]
+        self.momenta = [layer.momentum or 0.0 for layer in self.layers for _ in range(2)]  # of mean and variance
         self.current: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var) if t is not None]
         self.before = [torch.empty_like(t) for t in self.current]
         for layer in self.layers:
@@ -58,7 +58,7 @@ class RunningStatistics:
         """Finish the step: a collective, called on all ranks."""
         if not self.layers:
             return
-        mean = sum_ranks(torch.cat(self.total)).split([t.numel() for t in self.total])
+        mean = torch.split(sum_ranks(torch.cat(self.total)), [t.numel() for t in self.total])
         torch._foreach_lerp_(self.before, list(mean), self.momenta)
         torch._foreach_copy_(self.current, self.before)
         self.begin()

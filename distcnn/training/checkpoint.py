@@ -46,12 +46,14 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """The step checkpoints, newest first, whole or not."""
-        steps = [(int(match[1]), path) for path in self.folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))]
+        steps = [
+            (int(match[1]), path) for path in self.folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))
+        ]
         return [path for _, path in sorted(steps, reverse=True)]
 
     def newest_whole(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that passes its checksums, and the damaged ones newer than it."""
-        damaged = []
+        damaged: list[Path] = []
         for path in self.all():
             if is_whole(path):
                 return path, damaged

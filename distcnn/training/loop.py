@@ -69,7 +69,15 @@ def fit(
                 if improved:
                     state.best_accuracy, state.best_step = evaluation.accuracy, state.step
                 epochs = -(-state.step // plan.steps_per_epoch)
-                log({"kind": "eval", "split": "test", "step": state.step, "epoch": epochs, **evaluation.record()})
+                log(
+                    {
+                        "kind": "eval",
+                        "split": "test",
+                        "step": state.step,
+                        "epoch": epochs,
+                        **evaluation.record(),
+                    }
+                )
             if saving or improved:
                 save(state, improved)
             if evaluating or saving:
@@ -150,7 +158,13 @@ class StepLosses:
                 message = f"the loss is {value} at step {step + 1} (epoch {epoch}) on {rank}, learning rate {lr:.3g}"
                 self.log({"kind": "event", "event": "non_finite_loss", "step": step + 1, "message": message})
                 raise NonFiniteLoss(message + "; all ranks stopped there, and nothing later was saved")
-            record: dict[str, Any] = {"kind": "train", "step": step + 1, "epoch": epoch, "loss": loss, "lr": lr}
+            record: dict[str, Any] = {
+                "kind": "train",
+                "step": step + 1,
+                "epoch": epoch,
+                "loss": loss,
+                "lr": lr,
+            }
             self.log({**record, "images_per_s": images / seconds})
         self.parts.clear()
         self.restart_clock()

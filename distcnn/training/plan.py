@@ -83,7 +83,11 @@ def to_steps(duration: str, batch_size: int, steps_per_epoch: int) -> int:
     amount, unit = parse_duration(duration)
     if amount == 0:
         return 0
-    steps = {"ep": round(amount * steps_per_epoch), "step": int(amount), "img": math.ceil(amount / batch_size)}[unit]
+    steps = {
+        "ep": round(amount * steps_per_epoch),
+        "step": int(amount),
+        "img": math.ceil(amount / batch_size),
+    }[unit]
     return max(1, steps)
 
 

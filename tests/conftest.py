@@ -1,0 +1,110 @@
+"""Helpers to run distcnn as a user does: real processes, an environment free of any launcher's variables."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI", "TORCHELASTIC", "ACCELERATE_", "WANDB_", "MASTER_", "OMP_")
+LAUNCHER_NAMES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NO_COLOR",
+    "FORCE_COLOR",
+)
+TIMEOUT = 300  # seconds until a hang becomes a failure
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit codes and output of all ranks."""
+
+    codes: list[int]
+    out: str
+    err: str
+
+
+def clean_environment() -> dict[str, str]:
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(LAUNCHER_PREFIXES) and key not in LAUNCHER_NAMES
+    }
+    return environment | {"PYTHONWARNINGS": "default", "COLUMNS": "200"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run_ranks(
+    arguments: Sequence[str | Path],
+    ranks: int = 1,
+    cwd: Path | None = None,
+    program: Sequence[str | Path] = ("-m", "distcnn"),
+    **environment: str,
+) -> Outcome:
+    """`python -m distcnn …` as so many processes with the variables any launcher sets; one plain process for 1."""
+    command = [sys.executable, *map(str, program), *map(str, arguments)]
+    shared = clean_environment() | environment
+    if ranks > 1:
+        shared |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, cwd=cwd, env=shared | own, text=True, stdout=pipe, stderr=pipe))
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return Outcome([p.returncode for p in processes], "".join(o for o, _ in outputs), "".join(e for _, e in outputs))
+
+
+def run_torchrun(arguments: Sequence[str | Path], ranks: int, cwd: Path | None = None, **environment: str) -> Outcome:
+    """The same under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += ["-m", "distcnn", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean_environment() | environment,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT,
+    )
+    return Outcome([done.returncode], done.stdout, done.stderr)
+
+
+def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+@pytest.fixture
+def synthetic(tmp_path: Path) -> Path:
+    """A config that trains in seconds: few synthetic images with all augmentations, no W&B, runs beside it."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path / 'runs'}\n"
+        "data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16, flip: true,\n"
+        "       crop_padding: 2, cutout: 4}\n"
+        "optim: {name: sgd, lr: 0.02}\n"
+        "train: {duration: 2ep, batch_size: 240, micro_batch: 20}\n"
+        "tracking: {wandb: disabled}\n"
+    )
+    return config

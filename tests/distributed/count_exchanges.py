@@ -1,0 +1,45 @@
+"""Run on two ranks: how often does a step of 240 images in micro-batches of 20 exchange gradients?"""
+
+import os
+
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from distcnn.config import Config
+from distcnn.data.augment import Normalize
+from distcnn.data.loader import Preprocess, ResidentLoader
+from distcnn.data.samplers import MicroBatchSampler
+from distcnn.data.sources import load
+from distcnn.models import build_model
+from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.parallel.world import process_group, world_from
+from distcnn.parse import Settings
+from distcnn.training.batchnorm import RunningStatistics
+from distcnn.training.loop import train_step
+
+world = world_from(os.environ)
+config: Config = Settings().read_arguments(["--data.source", "synthetic", "--data.image_size", "16"]).check(world.size)
+torch.set_num_threads(1)
+with process_group(world, cuda=False, timeout_s=60):
+    torch.manual_seed(0)
+    model = build_model("simple_cnn", 10, 16)
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"))
+    exchanges = 0
+
+    def counted(group, bucket):
+        global exchanges
+        exchanges += bucket.is_last()
+        return allreduce_hook(group, bucket)
+
+    engine.ddp.register_comm_hook(None, counted)
+    data = load(config.data, "train")
+    sampler = MicroBatchSampler(len(data), batch_size=240, micro_batch=20, rank=world.rank, world_size=world.size)
+    preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
+    batches = ResidentLoader(data, sampler, preprocess, seed=0).epoch(0)
+    counts = []
+    for _ in range(3):
+        exchanges = 0
+        train_step(engine, batches, RunningStatistics(model, 12), 0.1, world.size, 0.0)
+        counts.append(exchanges)
+    if world.is_main:
+        print(f"exchanges per update: {counts}")

@@ -1,0 +1,199 @@
+"""Checkpoints: whole or absent, damage found, the newest whole one used, foreign files refused unread."""
+
+import pickle
+import random
+import zipfile
+
+import pytest
+import torch
+
+from distcnn.errors import BadInput
+from distcnn.training.checkpoint import Checkpoints, is_whole, load, whole_file
+
+
+def state(step=0):
+    generator = torch.Generator().manual_seed(step)
+    model = {"conv.weight": torch.randn(40, 5, generator=generator), "bn.running_mean": torch.arange(7) / 3}
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(9)}}, "param_groups": [{"betas": (0.9, 0.99)}]}
+    return {"model": model, "optimizer": optimizer, "classes": ["a", "ä"], "state": {"step": step, "best": -1.0}, "none": None}
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def record_positions(path):
+    """Positions of the bytes inside the records, of each record on its own."""
+    positions = []
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)
+            skip = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+            start = info.header_offset + 30 + skip
+            positions.append(range(start, start + info.compress_size))
+    return positions
+
+
+def flip(path, position, mask=0xFF):
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+def test_a_round_trip_keeps_every_value(tmp_path):
+    saved = state(12)
+    path = Checkpoints(tmp_path / "new" / "folder").save(saved, 12, best=False)
+    assert path.name == "step-00000012.pt"
+    assert is_whole(path)
+    loaded = load(path)
+    assert torch.load(path, weights_only=True).keys() == loaded.keys() == {"format", *saved}
+    for part in ("classes", "state", "none"):
+        assert loaded[part] == saved[part]
+    assert loaded["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
+    for key, tensor in saved["model"].items():
+        assert torch.equal(loaded["model"][key], tensor)
+        assert loaded["model"][key].dtype == tensor.dtype
+
+
+def test_the_newest_are_kept_and_the_best_outlives_its_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, best in ((1, True), (2, True), (9, False), (10, False), (100, False)):
+        checkpoints.save(state(step), step, best=best)
+    assert names(checkpoints) == ["best.pt", "step-00000010.pt", "step-00000100.pt"]
+    assert load(tmp_path / "best.pt")["state"]["step"] == 2
+    assert [path.name for path in checkpoints.all()] == ["step-00000100.pt", "step-00000010.pt"]
+
+
+def test_only_checkpoints_are_counted_and_removed(tmp_path):
+    others = ["step-00000001.pt.partial", "step-1.pt", "step-00000001x.pt", "notes.txt"]
+    for name in others:
+        (tmp_path / name).touch()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state(), 2, best=False)
+    assert names(checkpoints) == sorted([*others, "step-00000002.pt"])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_that_starts_again_below_damaged_checkpoints_keeps_what_it_saves(tmp_path, keep):
+    """The damaged ones have higher numbers; they must not push out the whole one just written."""
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in (10, 12):
+        path = checkpoints.save(state(step), step, best=False)
+    for path in checkpoints.all():
+        flip(path, record_positions(path)[0][3])
+    for step in (3, 6):
+        assert checkpoints.save(state(step), step, best=False).exists()
+        assert checkpoints.newest_whole()[0].name == f"step-{step:08d}.pt"
+
+
+def test_any_damage_inside_a_record_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    good, bad = (checkpoints.save(state(step), step, best=False) for step in (1, 2))
+    whole = bad.read_bytes()
+    rng = random.Random(0)
+    inside = record_positions(bad)
+    assert len(inside) > 4
+    chosen = [position for record in inside for position in (record[0], record[-1], rng.choice(record))]
+    chosen += [rng.choice(rng.choice(inside)) for _ in range(60)]
+    for position in chosen:
+        bad.write_bytes(whole)
+        flip(bad, position, 1 << rng.randrange(8))
+        assert not is_whole(bad), position
+        assert checkpoints.newest_whole() == (good, [bad])
+    with pytest.raises(BadInput, match=r"step-00000002\.pt: damaged"):
+        load(bad)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x08, 0xFF])
+def test_damage_outside_the_records_raises_nothing_but_bad_input(tmp_path, mask):
+    """Headers, the directory, the end: found damaged, or loaded with every value right."""
+    path = Checkpoints(tmp_path).save(state(1), 1, best=False)
+    whole = path.read_bytes()
+    inside = {position for record in record_positions(path) for position in record}
+    tail = range(len(whole) - 1200, len(whole))
+    local = random.Random(0).sample([p for p in range(tail[0]) if p not in inside], 150)
+    for position in [*local, *(p for p in tail if p not in inside)]:
+        path.write_bytes(whole)
+        flip(path, position, mask)
+        found = is_whole(path)
+        try:
+            loaded = load(path)
+        except BadInput:
+            continue
+        assert found, position
+        assert torch.equal(loaded["model"]["conv.weight"], state(1)["model"]["conv.weight"]), position
+
+
+def test_a_truncated_file_is_not_whole_at_any_length(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    good, middle, torn = (checkpoints.save(state(step), step, best=False) for step in (1, 2, 3))
+    whole = torn.read_bytes()
+    middle.write_bytes(b"")
+    for length in [0, 1, 4, 30, len(whole) // 2, *range(len(whole) - 60, len(whole))]:
+        torn.write_bytes(whole[:length])
+        assert not is_whole(torn), length
+    assert checkpoints.newest_whole() == (good, [torn, middle])
+    good.unlink()
+    assert checkpoints.newest_whole() == (None, [torn, middle])
+    assert Checkpoints(tmp_path / "none").newest_whole() == (None, [])
+
+
+def test_a_failed_save_leaves_all_as_it_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state(1), 1, best=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for step in (1, 2):
+        with pytest.raises(Exception, match="pickle"):
+            checkpoints.save(state(step) | {"bad": lambda: None}, step, best=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_whole_file_replaces_at_the_end_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    (tmp_path / "x.json.partial").write_text("left by a killed process, and longer than what follows")
+    with whole_file(path) as partial:
+        assert partial.parent == path.parent  # a rename within one file system
+        partial.write_text("old")
+        assert not path.exists()
+    assert path.read_text() == "old"
+    with pytest.raises(RuntimeError, match="boom"), whole_file(path) as partial:
+        partial.write_text("new")
+        raise RuntimeError("boom")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+class Executed:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.path)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "legacy"])
+def test_a_foreign_file_is_refused_and_its_code_not_run(tmp_path, how):
+    path, trace = tmp_path / "foreign.pt", tmp_path / "executed"
+    content = {"format": 1, "model": Executed(trace)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(BadInput, match=r"foreign\.pt: .*not a checkpoint"):
+        load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"format": 99}, [1, 2], torch.zeros(3)])
+def test_a_file_of_another_format_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(BadInput, match=r"other\.pt: not a checkpoint of distcnn in format 1"):
+        load(tmp_path / "other.pt")
+
+
+def test_a_missing_file_or_a_folder(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(BadInput, match=rf"{path.name}: no such checkpoint"):
+            load(path)

@@ -1,0 +1,102 @@
+"""Durations, and what two settings, or a setting and the number of ranks, make impossible together."""
+
+import re
+
+import pytest
+
+from distcnn.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+    conflicts,
+    parse_duration,
+)
+
+
+def found(world_size=1, **sections):
+    return list(conflicts(Config(**sections), world_size))
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("10ep", (10.0, "ep")), ("0.5ep", (0.5, "ep")), ("500step", (500.0, "step")), (" 200000img ", (200000.0, "img")),
+     ("0step", (0.0, "step"))],
+)  # fmt: skip
+def test_durations(text, parsed):
+    assert parse_duration(text) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "ep", "-1ep", "1.5step", "1.0img", "1e3step", "10 ep", "10epochs", ".5ep"]
+)
+def test_not_a_duration(text):
+    with pytest.raises(ValueError, match="10ep"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_a_batch_that_divides_is_accepted(world):
+    assert found(world, train=TrainConfig(batch_size=5 * world)) == []
+    assert found(world, train=TrainConfig(batch_size=12 * world, micro_batch=4)) == []
+
+
+@pytest.mark.parametrize("micro", [None, 1, 7, 20, 300])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [1, 2, 100, 257])
+def test_batch_sizes_that_divide_are_listed(batch, world, micro):
+    train = TrainConfig(batch_size=batch, micro_batch=micro)
+    unit = (micro or 1) * world
+    if batch % unit == 0:
+        assert found(world, train=train) == []
+        return
+    ((keys, message),) = found(world, train=train)
+    assert keys == (("train.batch_size", "train.micro_batch") if micro else ("train.batch_size",))
+    assert f"{world} rank" in message
+    listed = re.search(r"that do: ([\d, ]+)", message)
+    sizes = [int(size) for size in listed[1].split(", ")]
+    assert len(sizes) >= 2
+    assert all(size > 0 and size % unit == 0 for size in sizes)
+    assert min(size for size in sizes if size > batch) - batch < unit  # the next one above is there
+    if batch > unit:
+        assert batch - max(size for size in sizes if size < batch) < unit  # and the next one below
+    micros = re.search(r"micro-batches of ([\d, ]+)$", message)
+    assert (micros is not None) == (batch % world == 0)
+    if micros:
+        assert all(batch % (int(size) * world) == 0 for size in micros[1].split(", "))
+
+
+@pytest.mark.parametrize(
+    ("sections", "keys"),
+    [
+        ({"train": TrainConfig(precision="fp16", device="cpu")}, "train.precision train.device"),
+        ({"train": TrainConfig(device="cpu"), "model": ModelConfig(sync_batchnorm=True)}, "model.sync_batchnorm train.device"),
+        ({"data": DataConfig(mean=(0, 0, 0))}, "data.mean data.std"),
+        ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
+        ({"data": DataConfig(cutout=33)}, "data.cutout data.image_size"),
+        ({"data": DataConfig(crop_padding=32)}, "data.crop_padding data.image_size"),
+        ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
+        ({"data": DataConfig(source="digits", url="http://x")}, "data.url data.source"),
+        ({"schedule": ScheduleConfig(name="step")}, "schedule.milestones schedule.name"),
+        ({"schedule": ScheduleConfig(milestones=("1ep",))}, "schedule.milestones schedule.name"),
+        ({"schedule": ScheduleConfig(name="onecycle", warmup="1ep")}, "schedule.warmup schedule.name"),
+        ({"optim": OptimConfig(momentum=0)}, "optim.nesterov optim.momentum"),
+        ({"name": "a/b"}, "name"),
+        ({"name": ".."}, "name"),
+    ],
+)  # fmt: skip
+def test_a_conflict_names_all_keys_involved(sections, keys):
+    ((named, message),) = found(**sections)
+    assert named == tuple(keys.split())
+    assert message
+
+
+def test_what_is_near_a_conflict_is_fine():
+    assert found(data=DataConfig(cutout=32, crop_padding=31, mean=(0, 0, 0), std=(1, 1, 1))) == []
+    assert (
+        found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False))
+        == []
+    )
+    assert found(schedule=ScheduleConfig(name="step", milestones=("1ep",)), name="a.b") == []

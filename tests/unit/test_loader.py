@@ -1,0 +1,143 @@
+"""Resident and streaming batches: the same bits in the same order, whatever the rank, the worker or the start."""
+
+import numpy as np
+import pytest
+import torch
+
+from distcnn.data.augment import Augment, Normalize, keyed
+from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
+from distcnn.data.samplers import MicroBatchSampler
+from distcnn.data.sources import ImageSet
+
+CPU = torch.device("cpu")
+NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+N, SIZE = 26, 8
+# A worker is a fork of a process that has threads, and more than a small machine's cores: neither matters here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return ImageSet(
+        rng.integers(0, 256, (N, SIZE, SIZE, 3), np.uint8), rng.integers(0, 3, N), ("a", "b", "c")
+    )
+
+
+def loader(workers=None, augment=None, rank=0, world=1, **options):
+    """Resident, or streaming with so many workers."""
+    sampler = MicroBatchSampler(N, batch_size=12, micro_batch=3, rank=rank, world_size=world, seed=5)
+    preprocess = Preprocess(NORMALIZE, CPU, augment, **options)
+    if workers is None:
+        return ResidentLoader(data(), sampler, preprocess, 5)
+    return StreamingLoader(data(), sampler, preprocess, 5, workers)
+
+
+def same(a, b):
+    fields = (a.share, a.last, a.seed) == (b.share, b.last, b.seed)
+    return fields and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect")]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
+    resident, streaming = (loader(workers, augment, dtype=dtype) for workers in (None, 0))
+    for epoch in (0, 1):
+        pairs = list(zip(resident.epoch(epoch), streaming.epoch(epoch), strict=True))
+        assert len(pairs) == 9
+        assert all(same(a, b) for a, b in pairs)
+        assert all(a.images.dtype == dtype for a, _ in pairs)
+
+
+def test_workers_change_nothing_and_serve_several_epochs():
+    resident, streaming = loader(None, AUGMENTS[2], rank=1, world=2), loader(2, AUGMENTS[2], rank=1, world=2)
+    for epoch, first in ((0, 0), (1, 2), (2, 0)):
+        assert all(
+            same(a, b)
+            for a, b in zip(resident.epoch(epoch, first), streaming.epoch(epoch, first), strict=True)
+        )
+
+
+@pytest.mark.parametrize("workers", [None, 0])
+def test_batches_do_not_depend_on_the_world_size(workers):
+    def batches(world):
+        dealt = [list(loader(workers, AUGMENTS[2], rank, world).epoch(1)) for rank in range(world)]
+        return {b.seed: b for one in dealt for b in one if b.share}
+
+    alone = batches(1)
+    assert len(alone) == 9  # each place in the epoch has a seed of its own
+    for world in (2, 3):
+        other = batches(world)
+        assert other.keys() == alone.keys()
+        assert all(torch.equal(other[seed].images, alone[seed].images) for seed in alone)
+        assert all(torch.equal(other[seed].labels, alone[seed].labels) for seed in alone)
+
+
+@pytest.mark.parametrize("workers", [None, 0])
+def test_a_start_in_mid_epoch_gives_the_tail(workers):
+    one = loader(workers, AUGMENTS[2])
+    whole = list(one.epoch(3))
+    assert all(same(a, b) for a, b in zip(whole[4:], one.epoch(3, first_step=1), strict=True))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(whole, one.epoch(4), strict=True))
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next():
+    one = loader(2, AUGMENTS[2])
+    for batch in one.epoch(0):
+        if batch.last:
+            break
+    assert all(same(a, b) for a, b in zip(loader(None, AUGMENTS[2]).epoch(1), one.epoch(1), strict=True))
+
+
+def test_a_batch_is_the_chosen_images_normalised():
+    one, images = loader(), data()
+    (first, *_) = one.epoch(0)
+    rows = one.sampler.order()[:3].numpy()
+    expected = (images.images[rows] / 255 - NORMALIZE.mean) / NORMALIZE.std
+    np.testing.assert_allclose(first.images.permute(0, 2, 3, 1), expected, atol=1e-5)
+    assert first.labels.tolist() == images.labels[rows].tolist()
+    assert (first.share, first.last) == (3 / 12, False)
+    assert 0 <= first.seed < 2**63
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    (contiguous, *_) = loader(channels_last=False).epoch(0)
+    assert contiguous.images.is_contiguous()
+    assert torch.equal(contiguous.images, first.images)
+
+
+def test_cutout_leaves_the_mean_colour():
+    augment = Augment(cutout=3)
+    one = loader(None, augment)
+    (first, *_) = one.epoch(0)
+    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(-1, 3, -1, -1)
+    (plain, *_) = loader().epoch(0)
+    assert torch.equal(first.images, plain.images.masked_fill(mask, 0))
+
+
+def test_the_global_generators_are_left_alone():
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    for workers in (None, 0, 2):
+        assert len(list(loader(workers, AUGMENTS[2]).epoch(0))) == 9
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def test_dropout_seeds_are_not_those_of_the_augmentation():
+    assert next(loader().epoch(0)).seed not in {keyed(5, epoch) >> 1 for epoch in range(10)}
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_streams_each_image_once_unaugmented(world):
+    preprocess = Preprocess(NORMALIZE, CPU, AUGMENTS[2])
+    streams = [list(evaluation_stream(data(), 9, preprocess, rank, world)) for rank in range(world)]
+    batches = sorted((batch for one in streams for batch in one), key=lambda batch: batch[0])
+    assert [number for number, _, _ in batches] == [0, 1, 2]
+    images = torch.cat([images for _, images, _ in batches]).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(images, (data().images / 255 - NORMALIZE.mean) / NORMALIZE.std, atol=1e-5)
+    assert torch.cat([labels for *_, labels in batches]).tolist() == data().labels.tolist()
