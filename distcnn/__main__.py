@@ -74,9 +74,7 @@ def _train(path: Path, arguments: list[str]) -> int:
     from distcnn.run import environment_problems, train
 
     config = settings.check(world.size, lambda config: environment_problems(config, world))
-    from rich.console import Console
-
-    train(config, world, Console(highlight=False, soft_wrap=True).print)
+    train(config, world)
     return EXIT_OK
 
 

@@ -65,7 +65,7 @@ def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[st
     return {"train": np.setdiff1d(np.arange(len(labels)), chosen), "test": chosen}
 
 
-def _listing(tree: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
     """Class names, and every file below them with its label. Hidden files are the system's, not the user's."""
     classes = tuple(sorted(d.name for d in tree.iterdir() if d.is_dir() and not d.name.startswith(".")))
     if not classes:
@@ -73,7 +73,7 @@ def _listing(tree: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     loose = sorted(p.name for p in tree.iterdir() if p.is_file() and not p.name.startswith("."))
     if any(Path(name).suffix.lower() in Image.registered_extensions() for name in loose):
         raise BadInput(f"data.root: {tree} holds images outside any class folder: {', '.join(loose[:5])}")
-    files: list[Path] = []
+    files: list[str] = []  # plain strings: a million Path objects would take seconds
     labels: list[int] = []
     empty = []
     for label, name in enumerate(classes):
@@ -86,10 +86,10 @@ def _listing(tree: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     return classes, files, labels
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[str]:
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, name) for name in names if not name.startswith("."))
+        yield from (os.path.join(where, name) for name in names if not name.startswith("."))  # noqa: PTH118
 
 
 def _cache_folder(config: DataConfig) -> Path:
@@ -98,19 +98,21 @@ def _cache_folder(config: DataConfig) -> Path:
     return Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn")
 
 
-def _key(root: Path, files: list[Path], size: int) -> str:
+def _key(root: Path, files: list[str], size: int) -> str:
     """A name for exactly these files: the change time tells of every write, also one that keeps size and date."""
     digest = hashlib.sha256(f"{_FORMAT} {size} {root}".encode())
     for file in files:
         try:
-            stat = file.stat()
+            stat = os.stat(file)  # noqa: PTH116
         except OSError:  # a dangling link: decoding it will say so
             continue
-        digest.update(f"{file.relative_to(root)}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode())
+        digest.update(
+            f"{file}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()[:24]
 
 
-def _build_once(cache: Path, files: list[Path], size: int) -> None:
+def _build_once(cache: Path, files: list[str], size: int) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.with_suffix(".lock")):
@@ -123,7 +125,7 @@ def _build_once(cache: Path, files: list[Path], size: int) -> None:
         ) from error
 
 
-def _build(cache: Path, files: list[Path], size: int) -> None:
+def _build(cache: Path, files: list[str], size: int) -> None:
     """Decode into a folder aside and rename it into place: the cache is whole or absent."""
     aside = cache.with_suffix(".partial")
     shutil.rmtree(aside, ignore_errors=True)  # the lock is held: left by a process that was killed
@@ -158,13 +160,13 @@ def _build(cache: Path, files: list[Path], size: int) -> None:
         if unreadable:
             raise BadInput(unreadable)
         images.flush()
-        (aside / "files.json").write_text(json.dumps([str(file) for file in files]))
+        (aside / "files.json").write_text(json.dumps(files))
         aside.rename(cache)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def decode(path: Path, size: int) -> NDArray[np.uint8]:
+def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
     """Any image Pillow reads → [size, size, 3] uint8: turned upright, shorter side resized, centre cropped."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)

@@ -3,7 +3,7 @@
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -62,6 +62,31 @@ def load(config: DataConfig, split: Split) -> ImageSet:
         data = _cifar(config, split)
     limit = config.max_train if split == "train" else config.max_test
     return data if limit is None else _subset(data, limit, split)
+
+
+def check_classes(train: ImageSet, test: ImageSet) -> None:
+    """Raise BadInput where the splits do not hold the same classes, two at least."""
+    problems = []
+    if missing := [name for name in train.classes if name not in test.classes]:
+        problems.append(f"data.root: class {_listed(missing)} is in the training images, but not in the test images")
+    if missing := [name for name in test.classes if name not in train.classes]:
+        problems.append(f"data.root: class {_listed(missing)} is in the test images, but not in the training images")
+    if len(train.classes) < 2:
+        problems.append(f"data: a classifier needs at least two classes; found only {_listed(train.classes)}")
+    if problems:
+        raise BadInput(problems)
+
+
+def with_classes(data: ImageSet, classes: tuple[str, ...]) -> ImageSet:
+    """The same images with labels that index the model's `classes`; a class without images is fine here."""
+    if foreign := [name for name in data.classes if name not in classes]:
+        raise BadInput(f"data: the model does not know {_listed(foreign)}; it knows {_listed(classes)}")
+    index = np.array([classes.index(name) for name in data.classes], np.int64)
+    return ImageSet(data.images, index[data.labels], classes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _subset(data: ImageSet, limit: int, split: Split) -> ImageSet:

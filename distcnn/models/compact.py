@@ -14,12 +14,12 @@ class CompactCNN(nn.Module):
     def __init__(
         self,
         num_classes: int = 10,
-        stem: int = 24,
+        stem: int = 16,
         widths: tuple[int, ...] = (32, 96, 128),
         scale: float = 1 / 9,
     ):
         super().__init__()
-        layers = [nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.GELU()]
+        layers = [nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)]
         before = stem
         for width in widths:
             layers += [
@@ -28,10 +28,10 @@ class CompactCNN(nn.Module):
                 nn.BatchNorm2d(width),
             ]
             layers += [
-                nn.GELU(),
+                nn.ReLU(inplace=True),
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
-                nn.GELU(),
+                nn.ReLU(inplace=True),
             ]
             before = width
         self.features = nn.Sequential(*layers)
@@ -43,6 +43,6 @@ class CompactCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W], H and W at least 8 → [N, classes] logits. For 32×32 images and the default widths:"""
-        x = self.features(x)  # [N, 24, 32, 32], [N, 32, 16, 16], [N, 96, 8, 8], [N, 128, 4, 4]
+        x = self.features(x)  # [N, 16, 32, 32], [N, 32, 16, 16], [N, 96, 8, 8], [N, 128, 4, 4]
         logits: Tensor = self.head(x.amax(dim=(2, 3))) * self.scale
         return logits

@@ -22,8 +22,9 @@ class SimpleCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] → [N, classes] logits. For 32×32 images:"""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 32, 15, 15]
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 64, 6, 6]
+        # Pooling first is the same function with the same gradient, since ReLU is monotonic, on a quarter of the data.
+        x = F.relu(F.max_pool2d(self.conv1(x), 2), inplace=True)  # [N, 32, 15, 15]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2), inplace=True)  # [N, 64, 6, 6]
         x = F.relu(self.fc1(x.flatten(1)))  # [N, 128]
         logits: Tensor = self.fc2(x)  # [N, classes]
         return logits

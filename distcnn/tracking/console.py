@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -15,14 +16,17 @@ from rich.progress import (
 from rich.table import Table
 
 from distcnn.tracking.base import Record
+from distcnn.training.evaluate import Evaluation
+from distcnn.training.loop import TrainState
 from distcnn.training.plan import Plan
 
 
 class ConsoleTracker:
     """Prints to stdout; rich decides by itself what a terminal, a pipe or NO_COLOR can take."""
 
-    def __init__(self, plan: Plan, start_step: int, console: Console | None = None):
+    def __init__(self, plan: Plan, title: str, launcher: str, start_step: int = 0, console: Console | None = None):
         self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True)
+        self.console.print(plan_table(plan, title, launcher))
         self.started, self.start_step = time.perf_counter(), start_step
         self.losses: list[float] = []
         self.speeds: list[float] = []
@@ -105,6 +109,28 @@ def plan_table(plan: Plan, name: str, launcher: str) -> Table:
             "launcher": launcher,
         },
     )
+
+
+def summary_fields(evaluation: Evaluation, state: TrainState, plan: Plan, folder: Path) -> Record:
+    """The final numbers, and where everything lies."""
+    return {
+        "step": f"{state.step} of {plan.steps}",
+        "accuracy": f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.total} test images)",
+        "top 5": f"{evaluation.top5_correct / evaluation.total:.2%}",
+        "test loss": f"{evaluation.loss_sum / evaluation.total:.4f}",
+        "best": f"{state.best_accuracy:.2%} after step {state.best_step}",
+        "weakest class": _weakest(evaluation),
+        "weights": folder / "model.safetensors",
+        "checkpoints": folder / "checkpoints",
+        "metrics": folder / "metrics.jsonl",
+        "evaluate": f"distcnn evaluate {folder}",
+    }
+
+
+def _weakest(evaluation: Evaluation) -> str:
+    known = [(accuracy, name) for name, accuracy in evaluation.per_class().items() if accuracy is not None]
+    accuracy, name = min(known)
+    return f"{name}, {accuracy:.2%}"
 
 
 def fields_table(title: str, fields: Record) -> Table:

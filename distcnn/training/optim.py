@@ -13,6 +13,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     arXiv:1812.01187, section 3.1).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if weight_decay == 0:
+        return [{"params": trained, "weight_decay": 0.0}]  # one group: one kernel a step
     groups: list[dict[str, object]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},

@@ -14,9 +14,7 @@ def images(n=12, height=HEIGHT, width=WIDTH):
 
 
 def one_by_one(augment, pictures, draws):
-    done = [
-        augment.image(image, draw) for image, draw in zip(pictures.permute(0, 3, 1, 2), draws, strict=True)
-    ]
+    done = [augment.image(image, draw) for image, draw in zip(pictures.permute(0, 3, 1, 2), draws, strict=True)]
     return torch.stack(done).permute(0, 2, 3, 1)
 
 
@@ -50,7 +48,7 @@ def test_draws_depend_on_seed_epoch_and_position_alone():
     augment = Augment(True, 4, cutout=5)
     whole = augment.draw(7, 3, np.arange(1000), 32, 32)
     assert whole.shape == (1000, 5)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     torch.manual_seed(0)
     for rows in (slice(0, 10), slice(990, 1000), slice(3, 900, 7), slice(None, None, -1)):
         assert torch.equal(

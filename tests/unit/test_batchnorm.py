@@ -65,7 +65,8 @@ def test_several_micro_batches_move_them_once_towards_the_mean_by_share():
             running.add(share)
         running.end()
         towards = [sum(share * t for share, t in zip(shares, ts, strict=True)) for ts in zip(*of_each, strict=True)]
-        expected = [(1 - m) * old + m * new for m, old, new in zip((0.1, 0.1, 0.3, 0.3), expected, towards, strict=True)]
+        momenta = (0.1, 0.1, 0.3, 0.3)
+        expected = [(1 - m) * old + m * new for m, old, new in zip(momenta, expected, towards, strict=True)]
         for got, wanted in zip(statistics(model), expected, strict=True):
             torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 

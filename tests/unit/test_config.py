@@ -1,4 +1,4 @@
-"""Durations, and what two settings, or a setting and the number of ranks, make impossible together."""
+"""Durations, every key and its way through YAML, and what two settings, or a setting and the ranks, rule out."""
 
 import re
 
@@ -14,6 +14,8 @@ from distcnn.config import (
     conflicts,
     parse_duration,
 )
+from distcnn.errors import BadInput
+from distcnn.parse import KEYS, SECTIONS, Settings, documented_keys, saved_settings, to_dict, to_yaml, value_at
 
 
 def found(world_size=1, **sections):
@@ -29,9 +31,7 @@ def test_durations(text, parsed):
     assert parse_duration(text) == parsed
 
 
-@pytest.mark.parametrize(
-    "text", ["", "10", "ep", "-1ep", "1.5step", "1.0img", "1e3step", "10 ep", "10epochs", ".5ep"]
-)
+@pytest.mark.parametrize("text", ["", "10", "ep", "-1ep", "1.5step", "1.0img", "1e3step", "10 ep", "10epochs", ".5ep"])
 def test_not_a_duration(text):
     with pytest.raises(ValueError, match="10ep"):
         parse_duration(text)
@@ -72,7 +72,10 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
     ("sections", "keys"),
     [
         ({"train": TrainConfig(precision="fp16", device="cpu")}, "train.precision train.device"),
-        ({"train": TrainConfig(device="cpu"), "model": ModelConfig(sync_batchnorm=True)}, "model.sync_batchnorm train.device"),
+        (
+            {"train": TrainConfig(device="cpu"), "model": ModelConfig(sync_batchnorm=True)},
+            "model.sync_batchnorm train.device",
+        ),
         ({"data": DataConfig(mean=(0, 0, 0))}, "data.mean data.std"),
         ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
         ({"data": DataConfig(cutout=33)}, "data.cutout data.image_size"),
@@ -95,8 +98,36 @@ def test_a_conflict_names_all_keys_involved(sections, keys):
 
 def test_what_is_near_a_conflict_is_fine():
     assert found(data=DataConfig(cutout=32, crop_padding=31, mean=(0, 0, 0), std=(1, 1, 1))) == []
-    assert (
-        found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False))
-        == []
-    )
+    assert found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False)) == []
     assert found(schedule=ScheduleConfig(name="step", milestones=("1ep",)), name="a.b") == []
+
+
+def test_yaml_and_dict_round_trip(tmp_path):
+    arguments = ["--name", "ä 1e3", "--seed=8", "--optim.eps", "1e-9", "--model.args={w: [1, {x: null}]}"]
+    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]"]
+    arguments += ["--schedule.name=step", "--schedule.milestones=[0.5ep, 7step]"]
+    config = Settings().read_arguments(arguments).check(1)
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert Settings().read_yaml(tmp_path / "config.yaml").check(1) == config
+    assert saved_settings(to_dict(config), "step-00000001.pt").check(1) == config
+
+
+def test_a_saved_setting_names_its_file():
+    tree = to_dict(Config())
+    tree["train"]["batch_size"] = 0
+    with pytest.raises(BadInput, match=r"^train\.batch_size = 0 \(step-00000001\.pt\): .*$"):
+        saved_settings(tree, "step-00000001.pt").check(1)
+
+
+def test_every_key_is_documented_with_its_type_and_default():
+    documented = {key: (kind, default, text) for key, kind, default, text in documented_keys()}
+    assert list(documented) == KEYS
+    assert not set(KEYS) & set(SECTIONS)
+    for key, (kind, _, text) in documented.items():
+        value_at(Config(), key)
+        assert text.strip()
+        assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]"), key
+    assert documented["data.mean"][0] == "[r, g, b]"
+    assert documented["schedule.milestones"][0] == "durations"
+    assert documented["optim.name"][:2] == ("sgd|adam|adamw", "sgd")
+    assert documented["data.flip"][:2] == ("bool", "false")

@@ -43,11 +43,11 @@ def test_counts_and_loss_are_those_of_a_plain_computation(n, k):
     confusion = np.zeros((k, k), np.int64)
     for true, row in zip(labels.tolist(), logits.tolist(), strict=True):
         confusion[true, int(np.argmax(row))] += 1
-    top5 = sum(sorted(row, reverse=True).index(row[true]) < 5 for true, row in zip(labels, logits.tolist(), strict=True))
+    places = [sorted(row, reverse=True).index(row[true]) for true, row in zip(labels, logits.tolist(), strict=True)]
     assert result.confusion.dtype == np.int64
     assert np.array_equal(result.confusion, confusion)
     assert (result.total, result.correct) == (n, int((logits.argmax(1) == labels).sum()))
-    assert result.top5_correct == top5
+    assert result.top5_correct == sum(place < 5 for place in places)
     assert k > 5 or result.top5_correct == n
     assert result.loss_sum == pytest.approx(F.cross_entropy(logits.double(), labels, reduction="sum").item(), rel=1e-6)
 
@@ -61,7 +61,8 @@ def test_the_loss_weighs_each_image_once_at_any_batch_size():
 
 def test_the_order_in_which_batches_arrive_changes_no_bit():
     logits, labels = torch.randn(60, 10) * 1e3, torch.randint(10, (60,))
-    batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in evaluation_batches(60, 7)]
+    cut = evaluation_batches(60, 7)
+    batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
     names = tuple("abcdefghij")
     sums = {evaluate(Table(logits), order, 9, names, CPU, nullcontext).loss_sum for order in (batches, batches[::-1])}
     assert len(sums) == 1

@@ -21,9 +21,7 @@ pytestmark = [
 
 def data():
     rng = np.random.default_rng(0)
-    return ImageSet(
-        rng.integers(0, 256, (N, SIZE, SIZE, 3), np.uint8), rng.integers(0, 3, N), ("a", "b", "c")
-    )
+    return ImageSet(rng.integers(0, 256, (N, SIZE, SIZE, 3), np.uint8), rng.integers(0, 3, N), ("a", "b", "c"))
 
 
 def loader(workers=None, augment=None, rank=0, world=1, **options):
@@ -57,10 +55,7 @@ def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
 def test_workers_change_nothing_and_serve_several_epochs():
     resident, streaming = loader(None, AUGMENTS[2], rank=1, world=2), loader(2, AUGMENTS[2], rank=1, world=2)
     for epoch, first in ((0, 0), (1, 2), (2, 0)):
-        assert all(
-            same(a, b)
-            for a, b in zip(resident.epoch(epoch, first), streaming.epoch(epoch, first), strict=True)
-        )
+        assert all(same(a, b) for a, b in zip(resident.epoch(epoch, first), streaming.epoch(epoch, first), strict=True))
 
 
 @pytest.mark.parametrize("workers", [None, 0])
@@ -120,12 +115,12 @@ def test_cutout_leaves_the_mean_colour():
 
 def test_the_global_generators_are_left_alone():
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     for workers in (None, 0, 2):
         assert len(list(loader(workers, AUGMENTS[2]).epoch(0))) == 9
     assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert before[1] == np.random.get_state()[1].tolist()
 
 
 def test_dropout_seeds_are_not_those_of_the_augmentation():

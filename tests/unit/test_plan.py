@@ -1,6 +1,7 @@
 """The arithmetic of a run, and the learning rate at every step."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,14 +28,15 @@ def rates(steps=100, lr=0.4, **schedule):
 
 @pytest.mark.parametrize(
     ("duration", "steps"),
-    [("10ep", 80), ("0.5ep", 4), ("0.3ep", 2), ("0.01ep", 1), ("7step", 7), ("100img", 1), ("101img", 2), ("1img", 1), ("0ep", 0)],
+    [("10ep", 80), ("0.5ep", 4), ("0.3ep", 2), ("0.01ep", 1), ("7step", 7), ("100img", 1), ("101img", 2), ("0ep", 0)],
 )
 def test_durations_in_steps(duration, steps):
     assert to_steps(duration, batch_size=100, steps_per_epoch=8) == steps
 
 
 @pytest.mark.parametrize(
-    ("world", "micro", "per_rank", "accumulation"), [(1, None, 120, 1), (4, None, 30, 1), (3, 10, 10, 4), (1, 10, 10, 12)]
+    ("world", "micro", "per_rank", "accumulation"),
+    [(1, None, 120, 1), (4, None, 30, 1), (3, 10, 10, 4), (1, 10, 10, 12)],
 )
 def test_the_global_batch_is_what_was_asked_for(world, micro, per_rank, accumulation):
     plan = plan_of(Config(train=TrainConfig(batch_size=120, micro_batch=micro)), world=world)
@@ -94,12 +96,14 @@ def test_cosine_is_the_closed_form():
     for step in range(20, 100):
         done = (step - 20) / 80
         assert got[step] == pytest.approx(0.04 + 0.36 * (1 + math.cos(math.pi * done)) / 2, rel=1e-12)
-    assert all(a > b for a, b in zip(got[20:], got[21:], strict=False))
+    assert all(a > b for a, b in pairwise(got[20:]))
     assert got[-1] > 0.04  # the end itself would be the rate of one more update
     assert min(rates(name="cosine")) > 0
 
 
-@pytest.mark.parametrize(("rise", "initial", "final", "steps"), [(0.3, 0.04, 0.0, 100), (0.25, 0.5, 0.1, 37), (0.07, 1, 1e-3, 50)])
+@pytest.mark.parametrize(
+    ("rise", "initial", "final", "steps"), [(0.3, 0.04, 0.0, 100), (0.25, 0.5, 0.1, 37), (0.07, 1, 1e-3, 50)]
+)
 def test_onecycle_is_that_of_pytorch(rise, initial, final, steps):
     """PyTorch's rates run from the first to the last update, both included, and its peak is at pct_start × total - 1.
 
@@ -109,9 +113,14 @@ def test_onecycle_is_that_of_pytorch(rise, initial, final, steps):
     got = rates(steps, name="onecycle", rise=rise, initial=initial, final=final)
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.4, total_steps=steps + 1, pct_start=(rise * steps + 1) / (steps + 1), div_factor=1 / initial,
-        final_div_factor=initial / max(final, 1e-12), cycle_momentum=False,
-    )  # fmt: skip
+        optimizer,
+        max_lr=0.4,
+        total_steps=steps + 1,
+        pct_start=(rise * steps + 1) / (steps + 1),
+        div_factor=1 / initial,
+        final_div_factor=initial / max(final, 1e-12),
+        cycle_momentum=False,
+    )
     for step, rate in enumerate(got):
         assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6, abs=1e-9), step
         optimizer.step()
@@ -122,8 +131,8 @@ def test_onecycle_ends_and_flanks():
     got = rates(name="onecycle", rise=0.3, initial=0.1, final=0.01)
     assert got[0] == pytest.approx(0.04)
     assert got[30] == max(got) == pytest.approx(0.4)
-    assert all(a < b for a, b in zip(got[:30], got[1:31], strict=True))
-    assert all(a > b for a, b in zip(got[30:], got[31:], strict=False))
+    assert all(a < b for a, b in pairwise(got[:31]))
+    assert all(a > b for a, b in pairwise(got[30:]))
     assert 0.004 < got[-1] < 0.005
 
 

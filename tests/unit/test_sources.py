@@ -47,9 +47,7 @@ def test_digits_are_all_of_scikit_learns():
     labels = np.concatenate([train.labels, test.labels])
     assert np.bincount(labels).tolist() == np.bincount(bunch.target).tolist()
     # Their own pixels, enlarged: the mean stays, and so does the brightest part of each.
-    assert np.concatenate([train.images, test.images]).mean() == pytest.approx(
-        bunch.images.mean() * 255 / 16, rel=0.01
-    )
+    assert np.concatenate([train.images, test.images]).mean() == pytest.approx(bunch.images.mean() * 255 / 16, rel=0.01)
     assert train.images.max() == 255
 
 
@@ -58,6 +56,12 @@ def test_synthetic_can_be_learnt_and_sizes_do_not_change_the_pattern():
     means = np.stack([train.images[train.labels == label].mean(axis=0) for label in range(4)])
     distance = ((test.images[:, None] - means[None]) ** 2).sum(axis=(2, 3, 4))
     assert (distance.argmin(axis=1) == test.labels).mean() > 0.9
+
+
+def test_synthetic_train_and_test_differ_at_equal_sizes():
+    train, test = both(**SYNTHETIC | {"synthetic_train": 90})
+    assert not np.array_equal(train.labels, test.labels)
+    assert (train.images != test.images).mean() > 0.5
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

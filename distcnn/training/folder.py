@@ -1,0 +1,96 @@
+"""The folder of a run: making it, finding where a run stopped, and the final weights."""
+
+import json
+import os
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distcnn.config import Config
+from distcnn.errors import BadInput
+from distcnn.training.checkpoint import Checkpoints, load, whole_file
+from distcnn.training.plan import Plan
+
+
+def make_folder(config: Config) -> Path:
+    """Make the run's folder: the named one to continue it, otherwise the first of name, name-2, … that is free."""
+    name = config.name or "run"
+    output = Path(config.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if config.checkpoint.resume == "auto":
+            (output / name).mkdir(exist_ok=True)
+            return output / name
+        for folder in (output / (name if n == 1 else f"{name}-{n}") for n in count(1)):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise BadInput(f"output_dir = {output}: {error.strerror}; give a folder that can be written") from error
+    raise AssertionError("count() does not end")
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written to; None if it can. Changes nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is not a folder; give a folder that can be written"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"{existing} cannot be written; give a folder that can"
+    return None
+
+
+def find_resumed(config: Config, plan: Plan, model: nn.Module) -> tuple[dict[str, Any] | None, list[Path]]:
+    """The checkpoint to go on from, checked against this run, or None to start anew; and damaged newer ones."""
+    resume = config.checkpoint.resume
+    if resume == "never":
+        return None, []
+    path, damaged = Path(resume), list[Path]()
+    if resume == "auto":
+        found, damaged = Checkpoints(Path(config.output_dir) / (config.name or "run") / "checkpoints").newest_whole()
+        if found is None:
+            return None, damaged
+        path = found
+    saved = load(path)
+    load_weights(model, saved, path)
+    # What decides which images each step sees; anything else may change, at the user's own risk.
+    before = saved["plan"] | {"seed": saved["config"]["seed"]}
+    now = asdict(plan) | {"seed": config.seed}
+    keys = ("train_images", "batch_size", "steps_per_epoch", "seed")
+    if changed := [f"{key} was {before[key]}, is {now[key]}" for key in keys if before[key] != now[key]]:
+        raise BadInput(
+            f"checkpoint.resume: cannot go on from {path}: {'; '.join(changed)}; start a run of another name"
+        )
+    if saved["config"]["optim"]["name"] != config.optim.name:
+        raise BadInput(
+            f"checkpoint.resume: cannot go on from {path}: optim.name was {saved['config']['optim']['name']}"
+        )
+    return saved, damaged
+
+
+def load_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into the model. Raises BadInput where they do not fit."""
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise BadInput(f"model: the weights in {path} are those of another network: {first}") from error
+
+
+def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> None:
+    """The final weights as safetensors, with what one needs to use them in its metadata."""
+    from safetensors.torch import save_file
+
+    config = described["config"]
+    metadata = {
+        "model": config["model"],
+        **{key: described[key] for key in ("classes", "image_size", "normalize")},
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole_file(path) as partial:
+        save_file(tensors, partial, {key: json.dumps(value) for key, value in metadata.items()})
