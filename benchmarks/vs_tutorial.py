@@ -112,7 +112,9 @@ def main() -> None:
             print(f"run {run + 1} {name:>8}: {result['images_per_s']:7,.0f} img/s, test accuracy {shown}", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():
-        print(f"{name:>8}: median {medians[name]:,.0f} img/s (n = {len(values)}, {min(values):,.0f} to {max(values):,.0f})")
+        print(
+            f"{name:>8}: median {medians[name]:,.0f} img/s (n = {len(values)}, {min(values):,.0f} to {max(values):,.0f})"
+        )
     print(f"ratio of medians: {medians['distcnn'] / medians['tutorial']:.2f}")
 
 

@@ -111,7 +111,8 @@ def _speak_once(error: DistcnnError) -> None:
     spoken. The first rank of another node that nobody ended knows that only its node has the problem.
     """
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(5)
+        # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
+        time.sleep(60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return
     problems = error.problems if isinstance(error, BadInput) else [str(error)]

@@ -53,38 +53,40 @@ class DataConfig:
     """Which images, how they are read, and how they are augmented."""
 
     source: Literal["cifar10", "cifar100", "folder", "digits", "synthetic"] = Field(
-        "cifar10", description="where the images come from"
+        default="cifar10", description="where the images come from"
     )
-    root: str = Field("data", description="folder of the images; cifar10 and cifar100 are downloaded into it")
-    url: str | None = Field(None, description="download the cifar archive from here instead of its publisher")
+    root: str = Field(default="data", description="folder of the images; cifar10 and cifar100 are downloaded into it")
+    url: str | None = Field(default=None, description="download the cifar archive from here instead of its publisher")
     md5: str | None = Field(
-        None,
+        default=None,
         pattern="^[0-9a-f]{32}$",
         description="checksum of the archive at data.url, if it is not the original",
     )
     cache_dir: str | None = Field(
-        None, description="decoded folders are kept here; default $DISTCNN_CACHE or ~/.cache/distcnn"
+        default=None, description="decoded folders are kept here; default $DISTCNN_CACHE or ~/.cache/distcnn"
     )
-    image_size: Int = Field(32, ge=4, le=4096, description="folder, synthetic: height and width in pixels")
+    image_size: Int = Field(default=32, ge=4, le=4096, description="folder, synthetic: height and width in pixels")
     test_fraction: Float = Field(
-        0.1, gt=0, lt=1, description="folder without train/ and test/: share of each class kept for testing"
+        default=0.1, gt=0, lt=1, description="folder without train/ and test/: share of each class kept for testing"
     )
-    max_train: Int | None = Field(None, ge=1, description="use only so many training images (a fixed random subset)")
-    max_test: Int | None = Field(None, ge=1, description="use only so many test images (a fixed random subset)")
-    synthetic_train: Int = Field(2048, ge=1, description="synthetic: number of training images")
-    synthetic_test: Int = Field(512, ge=1, description="synthetic: number of test images")
-    synthetic_classes: Int = Field(10, ge=2, le=10_000, description="synthetic: number of classes")
+    max_train: Int | None = Field(
+        default=None, ge=1, description="use only so many training images (a fixed random subset)"
+    )
+    max_test: Int | None = Field(default=None, ge=1, description="use only so many test images (a fixed random subset)")
+    synthetic_train: Int = Field(default=2048, ge=1, description="synthetic: number of training images")
+    synthetic_test: Int = Field(default=512, ge=1, description="synthetic: number of test images")
+    synthetic_classes: Int = Field(default=10, ge=2, le=10_000, description="synthetic: number of classes")
     loader: Literal["resident", "streaming"] = Field(
-        "resident",
+        default="resident",
         description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",
     )
-    workers: Int = Field(2, ge=0, le=256, description="streaming: DataLoader processes a rank")
-    flip: bool = Field(False, description="augmentation: mirror half of the images")
-    crop_padding: Int = Field(0, ge=0, description="augmentation: random crop after padding so many pixels")
-    crop_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the padding holds")
-    cutout: Int = Field(0, ge=0, description="augmentation: blank a square of so many pixels a side")
-    mean: Rgb | None = Field(None, description="of red, green, blue in 0…1; default: from the training images")
-    std: Rgb | None = Field(None, description="of red, green, blue in 0…1; default: from the training images")
+    workers: Int = Field(default=2, ge=0, le=256, description="streaming: DataLoader processes a rank")
+    flip: bool = Field(default=False, description="augmentation: mirror half of the images")
+    crop_padding: Int = Field(default=0, ge=0, description="augmentation: random crop after padding so many pixels")
+    crop_mode: Literal["zeros", "reflect"] = Field(default="zeros", description="what the padding holds")
+    cutout: Int = Field(default=0, ge=0, description="augmentation: blank a square of so many pixels a side")
+    mean: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
+    std: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
@@ -92,101 +94,119 @@ class ModelConfig:
     """The network."""
 
     name: str = Field(
-        "simple_cnn",
-        description="simple_cnn, compact_cnn, resnet9, resnet18, a torchvision classifier, or your package.module:callable",
+        default="simple_cnn",
+        description="simple_cnn, compact_cnn, resnet9, resnet18, a torchvision classifier, or package.module:callable",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
-    channels_last: bool = Field(True, description="NHWC memory layout")
-    compile: bool = Field(False, description="torch.compile")
-    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all ranks (CUDA only)")
+    channels_last: bool = Field(default=True, description="NHWC memory layout")
+    compile: bool = Field(default=False, description="torch.compile")
+    sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all ranks (CUDA only)")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class OptimConfig:
     """The optimizer. BatchNorm parameters and biases get no weight decay."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer")
-    lr: Float = Field(0.1, gt=0, description="peak learning rate, at optim.base_batch if lr_scaling is not none")
-    lr_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="lr × (global batch / base_batch)^0|1|½")
-    base_batch: Int = Field(128, ge=1, description="the global batch that optim.lr was chosen for")
-    momentum: Float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
-    nesterov: bool = Field(True, description="sgd: Nesterov's momentum")
-    beta1: Float = Field(0.9, ge=0, lt=1, description="adam, adamw")
-    beta2: Float = Field(0.999, ge=0, lt=1, description="adam, adamw")
-    eps: Float = Field(1e-8, gt=0, description="adam, adamw")
-    weight_decay: Float = Field(0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw)")
+    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
+    lr: Float = Field(
+        default=0.1, gt=0, description="peak learning rate, at optim.base_batch if lr_scaling is not none"
+    )
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none", description="lr × (global batch / base_batch)^0|1|½"
+    )
+    base_batch: Int = Field(default=128, ge=1, description="the global batch that optim.lr was chosen for")
+    momentum: Float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum")
+    nesterov: bool = Field(default=True, description="sgd: Nesterov's momentum")
+    beta1: Float = Field(default=0.9, ge=0, lt=1, description="adam, adamw")
+    beta2: Float = Field(default=0.999, ge=0, lt=1, description="adam, adamw")
+    eps: Float = Field(default=1e-8, gt=0, description="adam, adamw")
+    weight_decay: Float = Field(default=0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw)")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class ScheduleConfig:
     """The learning rate as a function of the step."""
 
-    name: Literal["constant", "step", "cosine", "onecycle"] = Field("constant", description="shape")
-    warmup: DurationOrZero = Field("0step", description="linear rise from zero before it; not for onecycle")
-    milestones: tuple[Duration, ...] = Field((), description="step: when to multiply the rate by gamma")
-    gamma: Float = Field(0.1, gt=0, le=1, description="step: factor at each milestone")
-    final: Float = Field(0.0, ge=0, le=1, description="cosine, onecycle: the last rate as a share of the peak")
-    rise: Float = Field(0.3, gt=0, lt=1, description="onecycle: share of the steps before the peak")
-    initial: Float = Field(0.04, gt=0, le=1, description="onecycle: the first rate as a share of the peak")
+    name: Literal["constant", "step", "cosine", "onecycle"] = Field(default="constant", description="shape")
+    warmup: DurationOrZero = Field(default="0step", description="linear rise from zero before it; not for onecycle")
+    milestones: tuple[Duration, ...] = Field(default=(), description="step: when to multiply the rate by gamma")
+    gamma: Float = Field(default=0.1, gt=0, le=1, description="step: factor at each milestone")
+    final: Float = Field(default=0.0, ge=0, le=1, description="cosine, onecycle: the last rate as a share of the peak")
+    rise: Float = Field(default=0.3, gt=0, lt=1, description="onecycle: share of the steps before the peak")
+    initial: Float = Field(default=0.04, gt=0, le=1, description="onecycle: the first rate as a share of the peak")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class TrainConfig:
     """Length, batch, precision and device of the training."""
 
-    duration: Duration = Field("10ep", description="10ep, 500step or 200000img")
-    batch_size: Int = Field(128, ge=1, description="the global batch: images per optimizer step over all ranks")
+    duration: Duration = Field(default="10ep", description="10ep, 500step or 200000img")
+    batch_size: Int = Field(default=128, ge=1, description="the global batch: images per optimizer step over all ranks")
     micro_batch: Int | None = Field(
-        None, ge=1, description="images per forward and backward; default: global batch / ranks. Fix it, and the "
-        "loss curve does not depend on the number of ranks"
-    )  # fmt: skip
-    drop_last: bool = Field(False, description="leave out each epoch's last, smaller batch")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 needs CUDA")
-    label_smoothing: Float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    clip_norm: Float | None = Field(None, gt=0, description="largest norm of the whole gradient")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    threads: Int | None = Field(None, ge=1, description="CPU threads a rank; default: cores / ranks on this node")
-    timeout: Float = Field(600, gt=0, description="seconds that a rank waits for the others before it gives up")
+        default=None,
+        ge=1,
+        description="images per forward and backward; default: global batch / ranks. Fix it, and the loss curve does "
+        "not depend on the number of ranks",
+    )
+    drop_last: bool = Field(default=False, description="leave out each epoch's last, smaller batch")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="autocast type; fp16 needs CUDA")
+    label_smoothing: Float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    clip_norm: Float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    threads: Int | None = Field(
+        default=None, ge=1, description="CPU threads a rank; default: cores / ranks on this node"
+    )
+    timeout: Float = Field(default=600, gt=0, description="seconds that a rank waits for the others before it gives up")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class EvalConfig:
     """When and how the test images are evaluated."""
 
-    every: Duration = Field("1ep", description="and always at the end")
-    batch_size: Int = Field(500, ge=1, description="images per forward on one rank; results do not depend on ranks")
+    every: Duration = Field(default="1ep", description="and always at the end")
+    batch_size: Int = Field(
+        default=500, ge=1, description="images per forward on one rank; results do not depend on ranks"
+    )
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class CheckpointConfig:
     """Saving and continuing."""
 
-    every: Duration = Field("1ep", description="and always at the end")
-    keep: Int = Field(2, ge=1, description="the newest so many are kept, and the best")
-    resume: str = Field("never", description="never; auto: the run folder's newest whole one, if any; or a file")
+    every: Duration = Field(default="1ep", description="and always at the end")
+    keep: Int = Field(default=2, ge=1, description="the newest so many are kept, and the best")
+    resume: str = Field(
+        default="never", description="never; auto: the run folder's newest whole one, if any; or a file"
+    )
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl."""
 
-    log_every: Int = Field(10, ge=1, description="steps between reading metrics from the device and writing them")
-    console: bool = Field(True, description="progress bar on a terminal, one line an epoch elsewhere")
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online with an API key, else offline; disabled without wandb installed"
+    log_every: Int = Field(
+        default=10, ge=1, description="steps between reading metrics from the device and writing them"
     )
-    wandb_project: str = Field("distcnn", description="Weights & Biases project")
-    wandb_timeout: Float = Field(30, gt=0, description="seconds that a stuck wandb may hold up the end of a run")
+    console: bool = Field(default=True, description="progress bar on a terminal, one line an epoch elsewhere")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto", description="auto: online with an API key, else offline; disabled without wandb installed"
+    )
+    wandb_project: str = Field(default="distcnn", description="Weights & Biases project")
+    wandb_timeout: Float = Field(
+        default=30, gt=0, description="seconds that a stuck wandb may hold up the end of a run"
+    )
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Config:
     """A whole run."""
 
-    name: str | None = Field(None, description="the run's folder under output_dir; default: the config file's name")
-    seed: Int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and dropout")
-    output_dir: str = Field("runs", description="where run folders are made")
-    engine: Literal["ddp"] = Field("ddp", description="native DistributedDataParallel")
+    name: str | None = Field(
+        default=None, description="the run's folder under output_dir; default: the config file's name"
+    )
+    seed: Int = Field(default=0, ge=0, lt=2**32, description="of weights, order, augmentation and dropout")
+    output_dir: str = Field(default="runs", description="where run folders are made")
+    engine: Literal["ddp"] = Field(default="ddp", description="native DistributedDataParallel")
     data: DataConfig = field(default_factory=lambda: DataConfig())
     model: ModelConfig = field(default_factory=lambda: ModelConfig())
     optim: OptimConfig = field(default_factory=lambda: OptimConfig())
@@ -217,6 +237,8 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
+    if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):
+        yield ("data.image_size", "data.source"), f"the images of {data.source} are 32 pixels wide"
     if data.cutout > data.image_size:
         yield (
             ("data.cutout", "data.image_size"),

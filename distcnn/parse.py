@@ -54,13 +54,16 @@ class Settings:
             loader = yaml.SafeLoader("")
             try:
                 self.values[key] = (loader.construct_document(value_node), place)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
                 self.problems.append(f"{key} ({place}): {' '.join(str(error).split())}")
+            for line, twice in _given_twice(value_node):
+                self.problems.append(f"{key} ({path}:{line}): {twice} is given twice")
 
     def read_arguments(self, arguments: Sequence[str]) -> "Settings":
-        """Add `--section.key value` or `--section.key=value`; a value is read as YAML."""
-        rest = iter(arguments)
-        for argument in rest:
+        """Add `--section.key value` or `--section.key=value`; a value is read as YAML, where the key is not a text."""
+        rest = list(arguments)
+        while rest:
+            argument = rest.pop(0)
             if not argument.startswith("--"):
                 self.problems.append(
                     f"{argument} ({COMMAND_LINE}): not expected here; settings are --section.key value"
@@ -68,13 +71,16 @@ class Settings:
                 continue
             key, equals, text = argument[2:].partition("=")
             if not equals:
-                text = next(rest, "")
-                if text == "" or text.startswith("--"):
+                text = "" if not rest or rest[0].startswith("--") else rest.pop(0)
+                if text == "":
                     self.problems.append(f"{key} ({COMMAND_LINE}): needs a value: --{key} VALUE")
                     continue
+            if key in TEXTS and text not in ("", "null", "~"):
+                self.values[key] = (text, COMMAND_LINE)
+                continue
             try:
                 self.values[key] = (yaml.safe_load(text), COMMAND_LINE)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):
                 self.values[key] = (text, COMMAND_LINE)
         return self
 
@@ -92,8 +98,8 @@ class Settings:
         values = {key: value for key, (value, _) in self.values.items()}
         for key in [key for key in values if key not in KEYS]:
             del values[key]
-            near = difflib.get_close_matches(key, [*KEYS, *SECTIONS], n=1, cutoff=0.6) or _same_leaf(key)
-            doubtful.update(near)
+            near = _nearest(key)
+            doubtful.update(known for known in KEYS if known in near or known.split(".")[0] in near)
             hint = f"did you mean {near[0]}?" if near else "`distcnn train --help` lists all keys"
             if key in SECTIONS:
                 hint = "is a section: give its keys, indented below it"
@@ -163,17 +169,37 @@ def _type_name(annotation: Any) -> str:
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
     text = str(getattr(annotation, "__name__", annotation)) if not choices else str(annotation)
-    for kind in ("tuple[str", "dict", "tuple", "float", "int", "str"):
+    if "tuple" in text:
+        return "durations" if "[str" in text else "[r, g, b]"
+    for kind in ("dict", "float", "int", "str"):
         if kind in text:
-            return {"tuple[str": "durations", "dict": "mapping", "tuple": "[r, g, b]"}.get(kind, kind)
+            return {"dict": "mapping"}.get(kind, kind)
     return text
 
 
-def _same_leaf(key: str) -> list[str]:
-    leaf = key.rpartition(".")[2]
+def _nearest(key: str) -> list[str]:
+    """The key that was probably meant: one of that very name in another section, else the most similar one."""
+    section, _, leaf = key.rpartition(".")
     if leaf == "epochs":
         return ["train.duration"]
-    return [known for known in KEYS if known.rpartition(".")[2] == leaf][:1]
+    same = [known for known in KEYS if known.rpartition(".")[2] == leaf]
+    if same:
+        return difflib.get_close_matches(key, same, n=1, cutoff=0) if section else same[:1]
+    return difflib.get_close_matches(key, KEYS if section else [*KEYS, *SECTIONS], n=1, cutoff=0.6)
+
+
+def _given_twice(node: yaml.Node) -> Iterator[tuple[int, str]]:
+    """(line, key) of the repeated keys of mappings inside a value."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set[str]()
+        for key_node, value_node in node.value:
+            if str(key_node.value) in seen:
+                yield key_node.start_mark.line + 1, str(key_node.value)
+            seen.add(str(key_node.value))
+            yield from _given_twice(value_node)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _given_twice(item)
 
 
 def _nest(values: dict[str, Any]) -> dict[str, Any]:
@@ -215,3 +241,4 @@ KEYS: list[str] = [
     for f in dataclasses.fields(cls)
     if f"{f.name}" not in SECTIONS or section
 ]
+TEXTS = {key for key, kind, *_ in documented_keys() if kind == "str"}  # taken from the command line as they are typed

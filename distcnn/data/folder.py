@@ -47,6 +47,10 @@ def load_folder(config: DataConfig, split: Literal["train", "test"]) -> Arrays:
     else:
         classes, files, labels = _listing(root)
         chosen = stratified_split(np.asarray(labels), config.test_fraction)[split]
+        if len(chosen) == 0:
+            raise BadInput(
+                f"data.root = {root}: no class has a second image to keep for testing; add images or a test/ folder"
+            )
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
     cache = _cache_folder(config) / _key(root, files, config.image_size)
     _build_once(cache, files, config.image_size)

@@ -38,7 +38,7 @@ def build_model(name: str, num_classes: int, image_size: int, args: Mapping[str,
         known["image_size"] = image_size
     try:
         model = make(**known, **(args or {}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(f"model.name = {name}, model.args = {dict(args or {})}: {error}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
@@ -91,7 +91,7 @@ def _import(name: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise BadInput(f"{error}; looked for in the current folder and the installed packages") from error
     if not callable(found):
         raise BadInput(f"{attribute} in {module_name} is not callable")

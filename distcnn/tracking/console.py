@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from distcnn.tracking.base import Record
 from distcnn.training.evaluate import Evaluation
@@ -50,7 +51,7 @@ class ConsoleTracker:
         elif record["kind"] == "eval":
             self._line(record["step"], record)
         else:
-            self.console.print(f"[bold]{record['event'].replace('_', ' ')}[/]: {record['message']}")
+            self._print(f"{record['event'].replace('_', ' ')}: {record['message']}")
 
     def _train(self, record: Record) -> None:
         step = record["step"]
@@ -79,8 +80,12 @@ class ConsoleTracker:
         done = step - self.start_step
         left = (time.perf_counter() - self.started) / max(done, 1) * (self.plan.steps - step)
         parts.append(f"eta {timedelta(seconds=round(left))}")
-        self.console.print("  ".join(parts))
+        self._print("  ".join(parts))
         self.losses, self.speeds = [], []
+
+    def _print(self, line: str) -> None:
+        # Names and paths may hold [brackets] and :colons:, which are theirs, not rich's markup.
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def finish(self, status: str, summary: Record) -> None:
         """Print the final table."""
@@ -135,9 +140,11 @@ def _weakest(evaluation: Evaluation) -> str:
 
 def fields_table(title: str, fields: Record) -> Table:
     """Two columns, no frame: readable in a log file too."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in fields.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(str(value)))  # as it is: not rich's markup
     return table

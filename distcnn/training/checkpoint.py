@@ -1,14 +1,13 @@
 """Checkpoints: whole or absent, loadable without running code from them, found again by themselves.
 
-A checkpoint is one zip file as `torch.save` writes it, with a CRC-32 for each record. It is written beside its
-final name, synced and renamed, so that a kill at any moment leaves the old files and perhaps a `.partial`.
+A checkpoint is one zip file as `torch.save` writes it, which ends in a SHA-256 of all before it. It is written beside
+its final name, synced and renamed, so that a kill at any moment leaves the old files and perhaps a `.partial`.
 """
 
+import hashlib
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 from distcnn.errors import BadInput
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})\.pt")
+_SEAL = 32  # bytes of a SHA-256
+_NAME = re.compile(r"step-\d{8,}\.pt")
 
 
 class Checkpoints:
@@ -37,22 +37,22 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         with whole_file(path) as partial:
             torch.save({"format": FORMAT, **state}, partial)
+            _seal(partial)
         if best:
             with whole_file(self.folder / "best.pt") as partial:
                 _link(path, partial)
-        for old in self.all()[self.keep :]:
+        # Damaged ones of later steps, from before a resume, neither count nor are touched.
+        for old in [path for path in self.all() if _step(path) <= step][self.keep :]:
             old.unlink(missing_ok=True)
         return path
 
     def all(self) -> list[Path]:
         """The step checkpoints, newest first, whole or not."""
-        steps = [
-            (int(match[1]), path) for path in self.folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))
-        ]
-        return [path for _, path in sorted(steps, reverse=True)]
+        found = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_step, reverse=True)
 
     def newest_whole(self) -> tuple[Path | None, list[Path]]:
-        """The newest checkpoint that passes its checksums, and the damaged ones newer than it."""
+        """The newest checkpoint that matches its checksum, and the damaged ones newer than it."""
         damaged: list[Path] = []
         for path in self.all():
             if is_whole(path):
@@ -61,13 +61,41 @@ class Checkpoints:
         return None, damaged
 
 
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
 def is_whole(path: Path) -> bool:
-    """Whether every record of the file matches its checksum."""
+    """Whether the file ends with the checksum of all that stands before it.
+
+    The zip's own CRC-32s cover the records only: a flipped bit in its directory can turn weights into garbage.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError):
+        with path.open("rb") as file:
+            body = hashlib.sha256()
+            left = file.seek(0, os.SEEK_END) - _SEAL
+            file.seek(0)
+            while left > 0:
+                part = file.read(min(left, 1 << 20))
+                body.update(part)
+                left -= len(part)
+            return left == 0 and file.read() == body.digest()
+    except OSError:
         return False
+
+
+def _seal(path: Path) -> None:
+    """Append the checksum as the zip's comment, whose length is the archive's last two bytes."""
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        assert file.read() == b"\0\0"
+        file.seek(-2, os.SEEK_END)
+        file.write(_SEAL.to_bytes(2, "little"))
+        file.seek(0)
+        body = hashlib.sha256()
+        while part := file.read(1 << 20):
+            body.update(part)
+        file.write(body.digest())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from torch import nn
 
 from distcnn.config import Config
 from distcnn.errors import BadInput
+from distcnn.parse import to_dict
 from distcnn.training.checkpoint import Checkpoints, load, whole_file
 from distcnn.training.plan import Plan
+
+RATES = ("lr", "lr_scaling", "base_batch")  # of the optimizer's settings, those that the schedule sets at every step
 
 
 def make_folder(config: Config) -> Path:
@@ -58,17 +61,14 @@ def find_resumed(config: Config, plan: Plan, model: nn.Module) -> tuple[dict[str
         path = found
     saved = load(path)
     load_weights(model, saved, path)
-    # What decides which images each step sees; anything else may change, at the user's own risk.
-    before = saved["plan"] | {"seed": saved["config"]["seed"]}
-    now = asdict(plan) | {"seed": config.seed}
-    keys = ("train_images", "batch_size", "steps_per_epoch", "seed")
-    if changed := [f"{key} was {before[key]}, is {now[key]}" for key in keys if before[key] != now[key]]:
+    # What decides which images each step sees, and what the optimizer's state belongs to. The rates may change.
+    old, new = saved["config"], to_dict(config)
+    before, now = saved["plan"] | {"seed": old["seed"]}, asdict(plan) | {"seed": new["seed"]}
+    pairs = [(key, before[key], now[key]) for key in ("train_images", "batch_size", "steps_per_epoch", "seed")]
+    pairs += [(f"optim.{key}", old["optim"].get(key), value) for key, value in new["optim"].items() if key not in RATES]
+    if changed := [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]:
         raise BadInput(
             f"checkpoint.resume: cannot go on from {path}: {'; '.join(changed)}; start a run of another name"
-        )
-    if saved["config"]["optim"]["name"] != config.optim.name:
-        raise BadInput(
-            f"checkpoint.resume: cannot go on from {path}: optim.name was {saved['config']['optim']['name']}"
         )
     return saved, damaged
 

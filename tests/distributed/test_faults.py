@@ -72,10 +72,11 @@ def test_resume_auto_continues_in_mid_epoch_to_the_same_bits(synthetic, tmp_path
 def test_resume_refuses_another_order_of_images(synthetic):
     base = ["train", synthetic, "--train.duration", "2step", "--checkpoint.resume", "auto"]
     assert run_ranks(base).codes == [0]
-    outcome = run_ranks([*base, "--train.batch_size", "120", "--seed", "5"])
+    outcome = run_ranks([*base, "--train.batch_size", "120", "--seed", "5", "--optim.weight_decay", "0.1"])
     assert outcome.codes == [2]
     assert "batch_size was 240, is 120" in outcome.err
     assert "seed was 0, is 5" in outcome.err
+    assert "optim.weight_decay was 0.0, is 0.1" in outcome.err
 
 
 def test_one_gradient_exchange_per_update():

@@ -1,6 +1,7 @@
 """A folder of images: any mode and size, decoded once, split the same way every time, and every mistake named."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_every_unreadable_file_is_named_and_no_cache_is_left(tree):
     for path in bad:
         path.unlink()
     assert len(load_folder(config(root), "train")[0]) == 10
+
+
+def test_names_that_are_not_utf_8(tree):
+    strange = os.fsdecode(os.fsencode(tree / "cat") + b"/\xff\xe9.png")
+    try:
+        Path(strange).write_bytes((tree / "cat" / "0.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    assert sum(len(load_folder(config(tree), split)[0]) for split in ("train", "test")) == 11
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,10 @@ def test_simple_cnn_is_the_tutorials_network():
     reference.load_state_dict(dict(zip(reference.state_dict(), state.values(), strict=True)))
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(images), reference(images), rtol=0, atol=1e-6)
+    for one in (model, reference):
+        one(images).square().sum().backward()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "count"), [("simple_cnn", 315_722), ("resnet9", 6_573_120), ("resnet18", 11_173_962)])

@@ -20,11 +20,12 @@ def test_weights_decay_and_one_dimensional_parameters_do_not():
     assert sorted(names[id(p)] for p in bare["params"]) == sorted(normalised)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["simple_cnn", "compact_cnn"])
-def test_every_trained_parameter_appears_once(name):
+def test_every_trained_parameter_appears_once(name, weight_decay):
     model = build_model(name, 10, 16)
     next(model.parameters()).requires_grad_(False)
-    given = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
+    given = [id(p) for group in parameter_groups(model, weight_decay) for p in group["params"]]
     assert sorted(given) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 

@@ -79,13 +79,22 @@ def console():
     return Console(file=io.StringIO(), highlight=False, soft_wrap=True, width=200)
 
 
+def tracker_on(out, plan, start_step=0):
+    """A tracker whose plan table, which the constructor prints, has been read already."""
+    tracker = ConsoleTracker(plan, "run", "single", start_step, out)
+    assert f"{plan.steps} ({plan.epochs:g} epochs of 5)" in out.file.getvalue()
+    out.file.seek(0)
+    out.file.truncate()
+    return tracker
+
+
 def printed(console):
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 def test_one_line_an_epoch_with_its_numbers():
     out = console()
-    tracker = ConsoleTracker(plan(), 0, out)
+    tracker = tracker_on(out, plan())
     for step in range(1, 16):
         tracker.log(train(step, loss=float(step), speed=100.0 * step, epoch=(step - 1) // 5 + 1, lr=1 / step))
         if step in (5, 15):
@@ -100,7 +109,7 @@ def test_one_line_an_epoch_with_its_numbers():
 def test_records_that_arrive_late_and_together_give_the_same_lines():
     """The loop logs every few steps, so an epoch's last steps may come with the next one's first."""
     out = console()
-    tracker = ConsoleTracker(plan(duration="2ep"), 0, out)
+    tracker = tracker_on(out, plan(duration="2ep"))
     for record in [train(step, loss=float(step)) for step in range(1, 11)]:
         tracker.log(record)
     tracker.log(evaluation(10))
@@ -111,7 +120,7 @@ def test_records_that_arrive_late_and_together_give_the_same_lines():
 
 def test_a_run_resumed_in_mid_epoch_averages_what_it_saw():
     out = console()
-    tracker = ConsoleTracker(plan(), 7, out)
+    tracker = tracker_on(out, plan(), 7)
     tracker.log({"kind": "event", "event": "resumed", "step": 7, "message": "at step 7 of 15"})
     for step in (8, 9, 10):
         tracker.log(train(step, loss=float(step)))
@@ -123,7 +132,7 @@ def test_a_run_resumed_in_mid_epoch_averages_what_it_saw():
 
 def test_the_final_table_holds_the_summary_as_it_is():
     out = console()
-    ConsoleTracker(plan(), 0, out).finish("done", {"accuracy": "70.00% (7 of 10)", "weights": "runs/x[low]:100:"})
+    tracker_on(out, plan()).finish("done", {"accuracy": "70.00% (7 of 10)", "weights": "runs/x[low]:100:"})
     title, *rows = printed(out)
     assert title.startswith("done in 0:00:0")
     assert rows[0].split(maxsplit=1) == ["accuracy", "70.00% (7 of 10)"]
