@@ -93,4 +93,4 @@ def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> Non
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as partial:
-        save_file(tensors, partial, {key: json.dumps(value) for key, value in metadata.items()})
+        save_file(tensors, partial, {"distcnn": json.dumps(metadata)})  # one key: several would come in random order
