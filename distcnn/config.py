@@ -151,6 +151,9 @@ class TrainConfig:
     drop_last: bool = Field(default=False, description="leave out each epoch's last, smaller batch")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="autocast type; fp16 needs CUDA")
     label_smoothing: Float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    gradient_sum: Literal["fp64", "fp32"] = Field(
+        default="fp64", description="of micro-batches and ranks: fp64 gives the same bits at every world size"
+    )
     clip_norm: Float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     threads: Int | None = Field(

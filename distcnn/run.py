@@ -113,7 +113,10 @@ def train(config: Config, world: World) -> Result:
     with process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout):
         folder = on_main(lambda: make_folder(config))
         config = replace(config, name=folder.name)
-        engine = DDPEngine(model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm)
+        engine = DDPEngine(
+            model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
+            gradient_sum=config.train.gradient_sum, micro_batches=plan.accumulation * plan.world_size,
+        )  # fmt: skip
         state = TrainState()
         if parts.saved:
             engine.load_state_dict(parts.saved)

@@ -113,7 +113,7 @@ def _synthetic(config: DataConfig, split: Split) -> ImageSet:
     """A coloured pattern for each class under heavy noise: learnable, needs nothing, the same everywhere."""
     n = config.synthetic_train if split == "train" else config.synthetic_test
     classes, size = config.synthetic_classes, config.image_size
-    coarse = np.random.default_rng(1).integers(0, 256, (classes, 4, 4, 3))
+    coarse = np.random.default_rng(1).integers(96, 160, (classes, 4, 4, 3))
     rows = np.arange(size) * 4 // size
     patterns = coarse[:, rows][:, :, rows]  # [classes, size, size, 3]
     rng = np.random.default_rng((2, split == "test"))
@@ -121,7 +121,7 @@ def _synthetic(config: DataConfig, split: Split) -> ImageSet:
     images = np.empty((n, size, size, 3), np.uint8)
     for start in range(0, n, 1024):  # a chunk at a time: the noise is eight times the images' size
         part = slice(start, min(start + 1024, n))
-        noise = rng.normal(0, 96, (part.stop - part.start, size, size, 3))
+        noise = rng.normal(0, 48, (part.stop - part.start, size, size, 3))
         images[part] = np.clip(patterns[labels[part]] + noise, 0, 255)
     return ImageSet(images, labels, tuple(f"class{i}" for i in range(classes)))
 

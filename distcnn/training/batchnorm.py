@@ -32,34 +32,34 @@ class RunningStatistics:
         self.momenta = [layer.momentum or 0.0 for layer in self.layers for _ in range(2)]  # of mean and variance
         self.current: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var) if t is not None]
         self.before = [torch.empty_like(t) for t in self.current]
+        self.sizes = [t.numel() for t in self.current]
+        # Summed in float64, as the gradients are: the same bits in whatever order.
+        device = self.current[0].device if self.current else None
+        self.total = torch.zeros(sum(self.sizes), dtype=torch.float64, device=device)
         for layer in self.layers:
             layer.momentum = 1.0  # a forward now leaves the bare statistics of its micro-batch
         self.begin()
 
+    @torch.no_grad()
     def begin(self) -> None:
         """Start a step."""
-        self.total: list[Tensor] = []
         if self.layers:
             torch._foreach_copy_(self.before, self.current)
+            self.total.zero_()
 
     @torch.no_grad()
     def add(self, share: float) -> None:
         """Count the micro-batch just computed, `share` being its part of the global batch."""
-        if not self.layers:
-            return
-        part = torch._foreach_mul(self.current, share)
-        if self.total:
-            torch._foreach_add_(self.total, list(part))
-        else:
-            self.total = list(part)
+        if self.layers:
+            self.total += torch.cat(self.current).double() * share
 
     @torch.no_grad()
     def end(self) -> None:
         """Finish the step: a collective, called on all ranks."""
         if not self.layers:
             return
-        mean = torch.split(sum_ranks(torch.cat(self.total)), [t.numel() for t in self.total])
-        torch._foreach_lerp_(self.before, list(mean), self.momenta)
+        mean = sum_ranks(self.total).to(self.current[0].dtype)
+        torch._foreach_lerp_(self.before, torch.split(mean, self.sizes), self.momenta)
         torch._foreach_copy_(self.current, self.before)
         self.begin()
 

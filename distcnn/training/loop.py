@@ -54,7 +54,7 @@ def fit(
         batches = loader.epoch(epoch, first_step)
         for _ in range(first_step, plan.steps_per_epoch):
             lr = schedule.lr_at(state.step)
-            losses.add(train_step(engine, batches, running, lr, plan.world_size, label_smoothing))
+            losses.add(train_step(engine, batches, running, lr, label_smoothing))
             state.step += 1
 
             last = state.step == plan.steps
@@ -93,7 +93,6 @@ def train_step(
     batches: Iterator[Batch],
     running: RunningStatistics,
     lr: float,
-    world_size: int,
     label_smoothing: float,
 ) -> torch.Tensor:
     """One update from one global batch. Returns this rank's part of its mean loss, [] float32, on the device."""
@@ -105,8 +104,7 @@ def train_step(
             with engine.autocast():
                 logits = engine.forward(batch.images)  # [n, classes]
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.share
-            # Ranks' gradients are averaged: × world size makes the average the sum over all micro-batches.
-            engine.backward(loss * world_size)
+            engine.backward(loss, sync=batch.last)
         running.add(batch.share)
         loss_part += loss.detach()
         if batch.last:

@@ -3,7 +3,6 @@
 import os
 
 import torch
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from distcnn.config import Config
 from distcnn.data.augment import Normalize
@@ -23,23 +22,25 @@ torch.set_num_threads(1)
 with process_group(world, cuda=False, timeout_s=60):
     torch.manual_seed(0)
     model = build_model("simple_cnn", 10, 16)
-    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"))
-    exchanges = 0
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"), micro_batches=12)
+    parameters = sum(p.numel() for p in model.parameters())
+    exchanged = 0
+    all_reduce = torch.distributed.all_reduce
 
-    def counted(group, bucket):
-        global exchanges
-        exchanges += bucket.is_last()
-        return allreduce_hook(group, bucket)
+    def counted(tensor, **options):
+        global exchanged
+        exchanged += tensor.numel()
+        return all_reduce(tensor, **options)
 
-    engine.ddp.register_comm_hook(None, counted)
+    torch.distributed.all_reduce = counted
     data = load(config.data, "train")
     sampler = MicroBatchSampler(len(data), batch_size=240, micro_batch=20, rank=world.rank, world_size=world.size)
     preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
     batches = ResidentLoader(data, sampler, preprocess, seed=0).epoch(0)
     counts = []
     for _ in range(3):
-        exchanges = 0
-        train_step(engine, batches, RunningStatistics(model, 12), 0.1, world.size, 0.0)
-        counts.append(exchanges)
+        exchanged = 0
+        train_step(engine, batches, RunningStatistics(model, 12), 0.1, 0.0)
+        counts.append(exchanged / parameters)
     if world.is_main:
         print(f"exchanges per update: {counts}")
