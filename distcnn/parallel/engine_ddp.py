@@ -87,21 +87,18 @@ class DDPEngine:
                     p.grad.zero_()
 
     @torch.no_grad()
-    def _sum_bucket(self, _: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    def _sum_bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean)."""
-        buffer, gradients = bucket.buffer(), bucket.gradients()
+        buffer = bucket.buffer()
         if not self.sums:
             return dist.all_reduce(buffer, async_op=True).get_future().then(lambda _: buffer)
-        # By parameter, not by position in the buffer: there, a channels_last gradient lies in its own order.
-        parts = [(self.sums[p] + g).flatten() for p, g in zip(bucket.parameters(), gradients, strict=True)]
-        whole = torch.cat(parts)
-
-        def write_back(_: Any) -> Any:
-            for gradient, part in zip(gradients, torch.split(whole, [len(part) for part in parts]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-            return buffer
-
-        return dist.all_reduce(whole, async_op=True).get_future().then(write_back)
+        # A bucket holds its gradients one after another, each with its parameter's strides, as the sums have them:
+        # channels_last weights lie in another order than their shape says, so it is memory that is added here.
+        whole = buffer.double()
+        parameters = bucket.parameters()
+        for part, p in zip(torch.split(whole, [p.numel() for p in parameters]), parameters, strict=True):
+            part += self.sums[p].as_strided((p.numel(),), (1,))
+        return dist.all_reduce(whole, async_op=True).get_future().then(lambda _: buffer.copy_(whole))
 
     def step(self) -> None:
         """Update the weights from the summed gradient, clipped at its true (unscaled) norm, and clear it."""
