@@ -18,17 +18,18 @@ def test_losses_agree_at_1_to_4_ranks(synthetic, tmp_path, model):
     """Augmentation on, short last windows included: 500 images make steps of 240, 240 and 20 = one micro-batch."""
     curves, evaluations = [], []
     for ranks in (1, 2, 3, 4):
-        arguments = ["train", synthetic, "--train.duration", "50step", "--name", f"r{ranks}", *model]
+        # One thread everywhere: a convolution's own sums depend on their number.
+        fixed = ["--train.duration", "50step", "--train.threads", "1"]
+        arguments = ["train", synthetic, *fixed, "--name", f"r{ranks}", *model]
         outcome = run_ranks([*arguments, "--eval.every", "17step"], ranks)
         assert outcome.codes == [0] * ranks, outcome.err
         curves.append([line["loss"] for line in metrics(tmp_path / "runs" / f"r{ranks}", "train")])
         evaluations.append([line["loss"] for line in metrics(tmp_path / "runs" / f"r{ranks}", "eval")])
     assert len(curves[0]) == 50
     for curve, evaluation in zip(curves[1:], evaluations[1:], strict=True):
-        assert relative(curves[0][:10], curve[:10]) < 1e-5
-        assert relative(curves[0], curve) < 1e-3
+        assert relative(curves[0], curve) < 1e-6  # gradients are summed in float64: no drift over the steps
         # Running statistics do not depend on the ranks either, so neither does what evaluation sees.
-        assert relative(evaluations[0], evaluation) < 2e-3
+        assert relative(evaluations[0], evaluation) < 1e-6
 
 
 def test_accumulated_micro_batches_equal_one_large_batch(synthetic, tmp_path):
