@@ -12,6 +12,7 @@ usage: launch/torchrun.sh [-n RANKS_PER_NODE] [-N NODES -m HOST:PORT] CONFIG.yam
 EOF
 }
 
+[ "${1:-}" != "--help" ] || { usage; exit 0; }
 ranks="" nodes=1 meeting=""
 while getopts "n:N:m:h" option; do
     case "$option" in
@@ -23,7 +24,6 @@ while getopts "n:N:m:h" option; do
     esac
 done
 shift $((OPTIND - 1))
-[ "${1:-}" != "--help" ] || { usage; exit 0; }
 [ $# -ge 1 ] || { usage >&2; exit 2; }
 if [ "$nodes" != 1 ] && [ -z "$meeting" ]; then
     echo "launch/torchrun.sh: -N $nodes needs -m HOST:PORT, the same on every node" >&2
