@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,7 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distcnn import __version__
-from distcnn.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, BadInput, DistcnnError
+from distcnn.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PREEMPTED,
+    BadEnvironment,
+    BadInput,
+    DistcnnError,
+    Stopped,
+)
+from distcnn.parallel.world import spoken_rank
+
+NOT_RETRIED = (EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 
 EPILOG = """examples:
   distcnn train configs/simple_cnn.yaml
@@ -19,7 +33,7 @@ EPILOG = """examples:
   torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
   distcnn evaluate runs/simple_cnn
 
-exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted
+exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal and worth starting again, 130 interrupted
 """
 
 
@@ -37,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    _tell_launcher(code)
     if any(thread.name == "distcnn-wandb" and thread.is_alive() for thread in threading.enumerate()):
         os._exit(code)  # a stuck wandb was left behind; its exit handlers would wait for it
     return code
@@ -66,15 +81,21 @@ def _command(arguments: list[str]) -> int:
 
 
 def _train(path: Path, arguments: list[str]) -> int:
+    from distcnn.parallel.signals import catching_signals
     from distcnn.parallel.world import world_from
     from distcnn.parse import Settings
 
-    settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
-    world = world_from(os.environ)
-    from distcnn.run import environment_problems, train
+    with catching_signals() as stop:
+        world = world_from(os.environ)
+        settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
+        from distcnn.parallel.engine_accelerate import defaults
+        from distcnn.run import environment_problems, train
 
-    config = settings.check(world.size, lambda config: environment_problems(config, world))
-    train(config, world)
+        if world.launcher == "accelerate":
+            for key, value in defaults(os.environ).items():
+                settings.default(key, value)
+        config = settings.check(world.size, lambda config: environment_problems(config, world))
+        train(config, world, stop)
     return EXIT_OK
 
 
@@ -108,16 +129,36 @@ def _speak_once(error: DistcnnError) -> None:
 
     The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
     the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
-    spoken. The first rank of another node that nobody ended knows that only its node has the problem.
+    spoken. The first rank of another node that nobody ended knows that only its node has the problem. A rank whose
+    own variables are wrong may be the only one, and speaks too.
     """
-    if os.environ.get("RANK", "0") != "0":
+    rank, local_rank = spoken_rank(os.environ)
+    if rank != 0:
         # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
-        time.sleep(60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        own = isinstance(error, BadEnvironment)
+        time.sleep(2 if own else 60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
+        if local_rank != 0 and not own:
             return
     problems = error.problems if isinstance(error, BadInput) else [str(error)]
-    title = "distcnn: bad input" if isinstance(error, BadInput) else "distcnn: failed"
+    titles = {BadInput: "distcnn: bad input", BadEnvironment: "distcnn: bad environment", Stopped: "distcnn: stopped"}
+    title = titles.get(type(error), "distcnn: failed")
     print("\n".join([title, *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)
+
+
+def _tell_launcher(code: int) -> None:
+    """Say how this run ended where an exit code alone does not get through.
+
+    torchrun ends with 1 whatever its workers' codes are: a script that wants to know makes a file and names it in
+    DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would start bad input, or a run that was asked to make room,
+    again at once: its agent is asked to end instead (https://docs.pytorch.org/docs/stable/elastic/agent.html).
+    """
+    if spoken_rank(os.environ)[1] != 0:
+        return
+    path = os.environ.get("DISTCNN_EXIT_CODE_FILE", "")
+    if path and Path(path).exists():  # it does not on the other nodes
+        Path(path).write_text(f"{code}\n", encoding="ascii")
+    if code in NOT_RETRIED and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.getppid() > 1:
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 COMMANDS: dict[str, tuple[str, str, Callable[[Path, list[str]], int]]] = {

@@ -209,7 +209,10 @@ class Config:
     )
     seed: Int = Field(default=0, ge=0, lt=2**32, description="of weights, order, augmentation and dropout")
     output_dir: str = Field(default="runs", description="where run folders are made")
-    engine: Literal["ddp"] = Field(default="ddp", description="native DistributedDataParallel")
+    engine: Literal["auto", "ddp", "accelerate"] = Field(
+        default="auto",
+        description="ddp: native DistributedDataParallel; auto: accelerate under `accelerate launch`, else ddp",
+    )
     data: DataConfig = field(default_factory=lambda: DataConfig())
     model: ModelConfig = field(default_factory=lambda: ModelConfig())
     optim: OptimConfig = field(default_factory=lambda: OptimConfig())

@@ -5,7 +5,7 @@ A traceback is for bugs; everything a user can cause or cure is one of these, pr
 
 from collections.abc import Sequence
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class DistcnnError(Exception):
@@ -22,6 +22,18 @@ class BadInput(DistcnnError):  # noqa: N818 - it reads as what it is: `raise Bad
     def __init__(self, problems: str | Sequence[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class BadEnvironment(BadInput):
+    """A launcher's variables that cannot be right. Each rank knows of its own only, so each speaks for itself."""
+
+
+class Stopped(DistcnnError):  # noqa: N818
+    """A signal ended the run, at a step boundary, on all ranks together."""
+
+    def __init__(self, message: str, exit_code: int):
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class NonFiniteLoss(DistcnnError):  # noqa: N818

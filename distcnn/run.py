@@ -3,7 +3,7 @@
 Everything that can be wrong is found before the process group exists; files are read under locks, not barriers.
 """
 
-import secrets
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +20,16 @@ from distcnn.data.augment import Augment, Normalize, statistics
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes, with_classes
-from distcnn.errors import BadInput, DistcnnError
+from distcnn.errors import BadInput, DistcnnError, Stopped
+from distcnn.parallel import engine_accelerate
 from distcnn.parallel.collectives import on_main
 from distcnn.parallel.device import device_problems, set_up_device
-from distcnn.parallel.engine_ddp import AUTOCAST, DDPEngine, autocast
-from distcnn.parallel.world import World, process_group
+from distcnn.parallel.engine import AUTOCAST, Engine, autocast
+from distcnn.parallel.engine_accelerate import AccelerateEngine
+from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.parallel.meeting import describe_network, process_group
+from distcnn.parallel.signals import StopRequest
+from distcnn.parallel.world import World
 from distcnn.parse import saved_settings, to_dict, to_yaml
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
@@ -32,7 +37,7 @@ from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.training.checkpoint import Checkpoints, load
 from distcnn.training.evaluate import Evaluation, evaluate
-from distcnn.training.folder import find_resumed, load_weights, make_folder, save_weights, unwritable
+from distcnn.training.folder import find_resumed, load_weights, make_folder, run_id, save_weights, unwritable
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan
@@ -64,12 +69,20 @@ class Parts:
     damaged: list[Path]  # newer checkpoints that were passed over
 
 
+def engine_of(config: Config, world: World) -> type[Engine]:
+    """The engine of a run: `auto` takes Accelerate where `accelerate launch` has started it."""
+    wanted = config.engine if config.engine != "auto" else "accelerate" if world.launcher == "accelerate" else "ddp"
+    return AccelerateEngine if wanted == "accelerate" else DDPEngine
+
+
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine; cheap checks, made on every rank."""
     yield from sources.problems(config.data)
     yield from models.problems(config.model.name)
     yield from wandb_tracking.problems(config.tracking)
     yield from device_problems(config, world)
+    if engine_of(config, world) is AccelerateEngine:
+        yield from engine_accelerate.problems(config, os.environ)
     if config.checkpoint.resume not in ("auto", "never") and not Path(config.checkpoint.resume).is_file():
         yield ("checkpoint.resume",), "no such file; give auto, never, or the path of a checkpoint"
     if problem := unwritable(Path(config.output_dir)):
@@ -96,24 +109,27 @@ def prepare(config: Config, world: World) -> Parts:
     )
     schedule = Schedule(config, plan)
     saved, damaged = find_resumed(config, plan, model)
-    model = _place(model, config, device)
+    # Accelerate compiles by itself, with the backend of its own configuration.
+    foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
+    model = _place(model, config, device, compile=config.model.compile and not foreign)
     return Parts(
         device, train_data, test_data, _normalize(config, train_data), model,
         make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
     )  # fmt: skip
 
 
-def train(config: Config, world: World) -> Result:
+def train(config: Config, world: World, stop: StopRequest | None = None) -> Result:
     """Train as configured; on every rank alike.
 
-    Raises BadInput for what the user can mend, DistcnnError for a run that failed.
+    Raises BadInput for what the user can mend, Stopped after a signal that `stop` has noted and all ranks agreed
+    on, DistcnnError for a run that failed.
     """
-    parts = prepare(config, world)
+    parts, stop = prepare(config, world), stop or StopRequest()
     plan, model = parts.plan, parts.model
     with process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout):
-        folder = on_main(lambda: make_folder(config))
+        folder = on_main(lambda: make_folder(config), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
-        engine = DDPEngine(
+        engine = engine_of(config, world)(
             model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
             gradient_sum=config.train.gradient_sum, micro_batches=plan.accumulation * plan.world_size,
         )  # fmt: skip
@@ -121,7 +137,7 @@ def train(config: Config, world: World) -> Result:
         if parts.saved:
             engine.load_state_dict(parts.saved)
             state = TrainState(**parts.saved["state"])
-        if on_main(lambda: state.step) != state.step:
+        if on_main(lambda: state.step, "rank 0 to load the checkpoint") != state.step:
             raise DistcnnError(f"rank {world.rank} found another checkpoint than rank 0: is {folder} on a shared disk?")
         preprocess = _preprocess(config, parts.normalize, parts.device, Augment(
             config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout))  # fmt: skip
@@ -135,15 +151,22 @@ def train(config: Config, world: World) -> Result:
             if world.is_main:
                 checkpoints.save({**described, **engine.state_dict(), "state": asdict(state)}, state.step, best=best)
 
+        stop.begin(config.train.timeout)
         trackers = Trackers(_trackers(config, world, parts, folder, state, described) if world.is_main else ())
         if parts.saved:
             trackers.log({"kind": "event", "event": "resumed", "step": state.step, "message": _resumed(parts, state)})
         try:
             evaluation = fit(
                 engine, _loader(config, world, parts, preprocess), plan, parts.schedule, state, trackers.log,
-                evaluate=evaluate_test, save=save, label_smoothing=config.train.label_smoothing,
+                evaluate=evaluate_test, save=save, stop=stop, label_smoothing=config.train.label_smoothing,
                 log_every=config.tracking.log_every,
             )  # fmt: skip
+        except Stopped as error:
+            trackers.log({"kind": "event", "event": "stopped", "step": state.step, "message": str(error)})
+            trackers.finish("stopped", {"step": f"{state.step} of {plan.steps}"})
+            # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
+            on_main(lambda: None, "rank 0 to write its last records")
+            raise
         except BaseException as error:
             trackers.finish(type(error).__name__, {"step": state.step})
             raise
@@ -178,7 +201,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     model = models.build_model(config.model.name, len(data.classes), size, config.model.args)
     load_weights(model, saved, path)
-    model = _place(model, config, device)
+    model = _place(model, config, device, compile=config.model.compile)
     normalize = Normalize(tuple(saved["normalize"]["mean"]), tuple(saved["normalize"]["std"]))
     preprocess = _preprocess(config, normalize, device)
     with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout):
@@ -214,25 +237,23 @@ def _loader(config: Config, world: World, parts: Parts, preprocess: Preprocess) 
 
 def _described(config: Config, parts: Parts) -> dict[str, Any]:
     """What a checkpoint holds besides the tensors: all that it takes to use or to continue it."""
-    continued = parts.saved is not None and config.checkpoint.resume == "auto"
     return {
         "config": to_dict(config),
         "plan": asdict(parts.plan),
         "classes": list(parts.train_data.classes),
         "image_size": parts.train_data.images.shape[1],
         "normalize": asdict(parts.normalize),
-        "wandb_id": parts.saved["wandb_id"] if parts.saved and continued else secrets.token_hex(4),
     }
 
 
-def _place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
     """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
     if config.model.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model = model.to(device)
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.model.compile:
+    if compile:
         model.compile()
     return model
 
@@ -254,15 +275,18 @@ def _trackers(
     tracking = config.tracking
     if tracking.console:
         title = f"{folder.name}: {config.model.name} on {config.data.source}"
-        yield ConsoleTracker(parts.plan, title, world.launcher, state.step)
+        yield ConsoleTracker(parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step)
     mode = wandb_tracking.chosen_mode(tracking)
     if mode != "disabled":
         known = described["config"] | {"plan": described["plan"]}
         yield wandb_tracking.WandbTracker(
-            folder, described["wandb_id"], mode, tracking.wandb_project, known, tracking.wandb_timeout
+            folder, run_id(folder), mode, tracking.wandb_project, known, tracking.wandb_timeout
         )
 
 
 def _resumed(parts: Parts, state: TrainState) -> str:
+    before, now = (parts.saved or {})["plan"], asdict(parts.plan)
+    keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
+    changed = "".join(f"; {key} was {before[key]}, is {now[key]}" for key in keys if before[key] != now[key])
     aside = f"; damaged and left aside: {', '.join(path.name for path in parts.damaged)}" if parts.damaged else ""
-    return f"at step {state.step} of {parts.plan.steps}{aside}"
+    return f"at step {state.step} of {parts.plan.steps}{changed}{aside}"

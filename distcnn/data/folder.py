@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.progress import track
 
 from distcnn.config import DataConfig
 from distcnn.errors import BadInput
+from distcnn.parallel.waiting import locked
 from distcnn.parallel.world import cores
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -119,7 +119,7 @@ def _key(root: Path, files: list[str], size: int) -> str:
 def _build_once(cache: Path, files: list[str], size: int) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache.with_suffix(".lock")):
+        with locked(cache.with_suffix(".lock"), f"decoding {len(files):,} images into {cache.parent}"):
             if not cache.is_dir():
                 _build(cache, files, size)
     except OSError as error:

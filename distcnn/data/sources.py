@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import wrap_file
@@ -19,6 +18,7 @@ from rich.progress import wrap_file
 from distcnn.config import DataConfig, Problem
 from distcnn.data.folder import load_folder, stratified_split
 from distcnn.errors import BadInput
+from distcnn.parallel.waiting import locked
 
 Split = Literal["train", "test"]
 
@@ -145,7 +145,7 @@ def _cifar(config: DataConfig, split: Split) -> ImageSet:
     root = Path(config.root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{config.source}.lock"):
+        with locked(root / f".{config.source}.lock", f"downloading {config.source} into {root}"):
             if not (root / dataset.base_folder).is_dir():
                 _download(dataset, root, config.source)
         data = dataset(root, train=split == "train", download=False)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distcnn.errors import BadInput
+from distcnn.parallel.waiting import waiting
 
 T = TypeVar("T")
 
@@ -28,8 +29,11 @@ def stack_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def on_main(decide: Callable[[], T]) -> T:
-    """Decide on rank 0 alone; all ranks get its answer (plain picklable data), or raise its BadInput alike."""
+def on_main(decide: Callable[[], T], what: str) -> T:
+    """Decide on rank 0 alone; all ranks get its answer (plain picklable data), or raise its BadInput alike.
+
+    `what` the others wait for is said where it takes long, as in "rank 0 to make the folder".
+    """
     if not dist.is_initialized():
         return decide()
     box: list[Any] = [None, None]
@@ -38,7 +42,8 @@ def on_main(decide: Callable[[], T]) -> T:
             box[0] = decide()
         except BadInput as error:
             box[1] = error.problems
-    dist.broadcast_object_list(box, src=0)
+    with waiting(what if dist.get_rank() else "the other ranks"):
+        dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise BadInput(box[1])
     answer: T = box[0]

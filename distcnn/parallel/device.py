@@ -1,5 +1,6 @@
 """The device of this rank, and its share of the cores."""
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -13,10 +14,11 @@ def device_problems(config: Config, world: World) -> Iterator[Problem]:
     wanted, found = config.train.device, torch.cuda.device_count()
     if wanted == "cuda" and not torch.cuda.is_available():
         yield ("train.device",), "no CUDA device is visible; use auto or cpu"
-    elif wanted != "cpu" and torch.cuda.is_available() and world.local_size > found:
+    elif wanted != "cpu" and torch.cuda.is_available() and world.gpu >= found:
         yield (
             ("train.device",),
-            f"{world.local_size} ranks on this node see {found} GPU{'s' * (found > 1)}: start one rank a GPU",
+            f"{world.local_size} ranks on this node see {found} GPU{'s' * (found > 1)} (CUDA_VISIBLE_DEVICES = "
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}): start one rank a GPU",
         )
     if wanted == "auto" and not torch.cuda.is_available():
         if config.train.precision == "fp16":
@@ -39,6 +41,6 @@ def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
     torch.set_num_threads(threads)
     if config.train.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu"), threads
-    device = torch.device("cuda", world.local_rank)
+    device = torch.device("cuda", world.gpu)
     torch.cuda.set_device(device)
     return device, threads

@@ -1,15 +1,20 @@
-"""Who am I? One pure function from an environment to a World, and the process group that stands behind it."""
+"""Who am I? One pure function from an environment to a World. `meeting.py` brings the ranks together."""
 
 import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from zlib import crc32
 
-from distcnn.errors import BadInput
+from distcnn.errors import BadEnvironment
+
+Environment = Mapping[str, str]
 
 TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # MPICH, Intel MPI
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID")
 
 
 @dataclass(frozen=True)
@@ -18,9 +23,15 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among the ranks of this node; picks the GPU
+    local_rank: int = 0  # among the ranks of this node
     local_size: int = 1  # ranks on this node
+    node: int = 0
+    nodes: int = 1
     launcher: str = "single"
+    master_addrs: tuple[str, ...] = ()  # where rank 0 can be reached; empty at world size 1
+    master_port: int = 0  # with `job`, the first of several to try
+    job: str | None = None  # an id that all ranks know and no other job has: they agree on a port by it
+    gpu: int = 0  # the index, among the GPUs visible to this process, of its own
 
     @property
     def is_main(self) -> bool:
@@ -28,92 +39,287 @@ class World:
         return self.rank == 0
 
 
-def world_from(environment: Mapping[str, str]) -> World:
-    """The World that torchrun's variables describe, or the single-process one when none is set.
+def world_from(environment: Environment) -> World:
+    """The World that a launcher's variables describe. Raises BadEnvironment with each variable and its cure."""
+    return next(make(environment) for described, make in DETECTION if described(environment))
 
-    torchrun, `accelerate launch` and most schedulers' wrappers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT (https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables). A part of them is
-    an error, and so is a Slurm step or an MPI job of several tasks without them: N processes that each believe
-    they are alone would train N models into one folder.
-    """
-    present = [name for name in TORCH_VARIABLES if name in environment]
-    if "RANK" in present or "WORLD_SIZE" in present:
-        return _torch_world(environment, present)
-    for tasks, launcher in (
-        ("SLURM_STEP_NUM_TASKS", "srun"),
-        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
-        ("PMI_SIZE", "MPI"),
-    ):
-        if environment.get(tasks, "1") != "1":
-            raise BadInput(
-                f"{tasks} = {environment[tasks]}, but RANK and WORLD_SIZE are not set: {launcher} started "
-                f"{environment[tasks]} processes that do not know of each other. Start torchrun once a node, or export "
-                f"{', '.join(TORCH_VARIABLES)} for each process (README, Launchers)"
+
+def spoken_rank(environment: Environment) -> tuple[int, int]:
+    """(rank, local rank) as well as they can be known before, or without, a World: only for who prints a message."""
+
+    def first(names: tuple[str, ...]) -> int:
+        texts = [environment[name] for name in names if name in environment]
+        return int(texts[0]) if texts and texts[0].isdecimal() else 0
+
+    return first(RANK_VARIABLES), first(LOCAL_RANK_VARIABLES)
+
+
+class _Reader:
+    """Reads numbers from an environment and gathers every problem."""
+
+    def __init__(self, environment: Environment):
+        self.environment = environment
+        self.problems: list[str] = []
+
+    def number(self, name: str, default: int | None = None, least: int = 0) -> int:
+        text = self.environment.get(name)
+        if text is None and default is not None:
+            return default
+        if text is None or not text.isdecimal() or int(text) < least:
+            found = "is not set" if text is None else f"= {text!r} in the environment"
+            self.problems.append(
+                f"{name} {found}: should be a whole number of {least} or more, as the launcher sets it"
             )
-    return World()
+            return max(least, default or 0)
+        return int(text)
+
+    def check(self, good: bool, problem: str) -> None:
+        """Add a problem; only where the numbers it speaks of could be read."""
+        if not good and not self.problems:
+            self.problems.append(problem)
+
+    def stop_at_problems(self) -> None:
+        if self.problems:
+            raise BadEnvironment(self.problems)
 
 
-def _torch_world(environment: Mapping[str, str], present: list[str]) -> World:
+def _torch_world(environment: Environment) -> World:
+    """torchrun, `accelerate launch --multi_gpu`, schedulers' wrappers, or a person who exports them.
+
+    https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
+    """
+    read = _Reader(environment)
+    present = [name for name in TORCH_VARIABLES if name in environment]
     missing = [name for name in TORCH_VARIABLES if name not in present]
-    if environment.get("WORLD_SIZE") == "1":  # nobody to meet: no address needed
-        missing = [name for name in missing if not name.startswith("MASTER_") and name != "LOCAL_RANK"]
-    problems = [f"{name} is not set, but {' and '.join(present)} {'is' if len(present) == 1 else 'are'}: "
-                f"a launcher sets all of {', '.join(TORCH_VARIABLES)} or none" for name in missing]  # fmt: skip
-    numbers: dict[str, int] = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        text = environment.get(name)
-        if text is not None and not text.isdecimal():
-            problems.append(f"{name} = {text!r} in the environment: should be a whole number of 0 or more")
-        elif text is not None:
-            numbers[name] = int(text)
-    rank, size = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
-    local_rank = numbers.get("LOCAL_RANK", 0)
-    local_size = numbers.get("LOCAL_WORLD_SIZE", size)
-    if not problems and not rank < size:
-        problems.append(f"RANK = {rank} in the environment: should be below WORLD_SIZE = {size}")
-    if not problems and not local_rank < local_size <= size:
-        problems.append(
-            f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_size}, WORLD_SIZE = {size} in the environment: "
-            "the local rank should be below the local world size, and that not above the world size"
+    alone = environment.get("WORLD_SIZE") == "1"  # nobody to meet: no address needed
+    if alone:
+        missing = [name for name in missing if name == "RANK"]
+    for name in missing:
+        read.problems.append(
+            f"{name} is not set, but {' and '.join(present)} {'is' if len(present) == 1 else 'are'}: export all of "
+            f"{', '.join(TORCH_VARIABLES)} for each process or, to run one process, unset {' '.join(present)}"
         )
-    if problems:
-        raise BadInput(problems)
-    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "environment"
-    return World(rank, size, local_rank, local_size, launcher)
+    rank, size = read.number("RANK", 0), read.number("WORLD_SIZE", 1, least=1)
+    local_rank = read.number("LOCAL_RANK", 0)
+    local_size = read.number("LOCAL_WORLD_SIZE", size, least=1)
+    port = read.number("MASTER_PORT", 0)
+    read.check(rank < size, f"RANK = {rank} in the environment: should be below WORLD_SIZE = {size}; ranks start at 0")
+    read.check(
+        local_rank < local_size <= size,
+        f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_size}, WORLD_SIZE = {size} in the environment: the "
+        "local rank should be below the local world size, and that not above the world size; export the counts of "
+        "this node",
+    )
+    read.check(port < 2**16, f"MASTER_PORT = {port} in the environment: a port is below 65536; 29500 is the usual one")
+    read.check(alone or environment.get("MASTER_ADDR") != "", "MASTER_ADDR is empty: set it to the host of rank 0")
+    elastic = "TORCHELASTIC_RUN_ID" in environment
+    if elastic:
+        _check_agents(read)
+    else:
+        for name, of_rank in (
+            ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ):
+            tasks, task = read.number(name, 1), read.number(of_rank, 0)
+            read.check(
+                tasks == 1 or (tasks, task) == (size, rank),
+                f"RANK = {rank}, WORLD_SIZE = {size}, but {of_rank} = {task}, {name} = {tasks}: two launchers "
+                f"disagree. Unset RANK and WORLD_SIZE (exported before the job?): distcnn then follows {name}",
+            )
+    read.stop_at_problems()
+    accelerate = "ACCELERATE_MIXED_PRECISION" in environment
+    # torchrun numbers its agents; otherwise equal nodes are assumed, for nothing but the text of messages.
+    node = read.number("GROUP_RANK", 0 if alone else rank // local_size)
+    nodes = read.number("GROUP_WORLD_SIZE", -(-size // local_size), least=1)
+    return World(
+        rank, size, local_rank, local_size, node, nodes,
+        launcher="accelerate" if accelerate else "torchrun" if elastic else "environment",
+        master_addrs=() if alone else (environment["MASTER_ADDR"],), master_port=0 if alone else port, gpu=local_rank,
+    )  # fmt: skip
+
+
+def _check_agents(read: _Reader) -> None:
+    """torchrun in every task of a Slurm step, each agent alone: N trainings into one folder."""
+    agents, tasks = read.number("GROUP_WORLD_SIZE", 1, least=1), read.number("SLURM_STEP_NUM_TASKS", 1)
+    fixed = read.environment.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"  # an elastic job may have lost some
+    read.check(
+        tasks == 1 or agents == tasks or not fixed,
+        f"SLURM_STEP_NUM_TASKS = {tasks}, but torchrun's GROUP_WORLD_SIZE = {agents}: srun started {tasks} agents that "
+        f"do not know of each other. Give torchrun --nnodes {tasks} --rdzv-backend c10d --rdzv-endpoint HOST:PORT, as "
+        "slurm/torchrun.sbatch does, or start one task",
+    )
+
+
+def _slurm_world(environment: Environment) -> World:
+    """A task of a Slurm step: `srun python -m distcnn`. https://slurm.schedmd.com/srun.html, "output environment"."""
+    read = _Reader(environment)
+    size = read.number("SLURM_STEP_NUM_TASKS", least=1)
+    rank = read.number("SLURM_PROCID")
+    local_rank = read.number("SLURM_LOCALID")
+    node = read.number("SLURM_NODEID", 0)
+    counts = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
+    read.check(
+        counts is not None,
+        f"SLURM_STEP_TASKS_PER_NODE = {environment.get('SLURM_STEP_TASKS_PER_NODE')!r}: should read like 4(x2),3; "
+        "is it exported from another job? Unset it",
+    )
+    counts = counts or [size]
+    read.check(
+        rank < size,
+        f"SLURM_PROCID = {rank} in the environment: should be below SLURM_STEP_NUM_TASKS = {size}; start distcnn with "
+        "srun, which sets both",
+    )
+    read.check(
+        sum(counts) == size,
+        f"SLURM_STEP_TASKS_PER_NODE = {environment.get('SLURM_STEP_TASKS_PER_NODE')}, SLURM_STEP_NUM_TASKS = {size}: "
+        "they should add up; start distcnn with srun, which sets both",
+    )
+    read.check(
+        node < len(counts),
+        f"SLURM_NODEID = {node}, but SLURM_STEP_TASKS_PER_NODE = {environment.get('SLURM_STEP_TASKS_PER_NODE')} speaks "
+        f"of {len(counts)} nodes; start distcnn with srun, which sets both",
+    )
+    local_size = counts[node] if node < len(counts) else size
+    read.check(
+        local_rank < local_size,
+        f"SLURM_LOCALID = {local_rank} in the environment: should be below the {local_size} tasks that "
+        f"SLURM_STEP_TASKS_PER_NODE gives this node; start distcnn with srun, which sets both",
+    )
+    job, step = read.number("SLURM_JOB_ID", least=1), read.number("SLURM_STEP_ID", 0)
+    hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+    first = _first_host(hosts)
+    read.check(
+        size == 1 or bool(first),
+        f"SLURM_STEP_NODELIST = {hosts!r}: should name the step's nodes, like node[1-4]; start distcnn with "
+        "srun, which sets it",
+    )
+    # With --gpus-per-task each task sees its own GPUs only, and they count from 0 again.
+    own = "SLURM_GPUS_PER_TASK" in environment
+    gpus = read.number("SLURM_GPUS_ON_NODE", 0)
+    read.check(
+        own or gpus == 0 or local_size <= gpus,
+        f"SLURM_GPUS_ON_NODE = {gpus}, but SLURM_STEP_TASKS_PER_NODE puts {local_size} tasks on this node: ask for one "
+        "task a GPU, --ntasks-per-node equal to --gpus-per-node",
+    )
+    read.stop_at_problems()
+    name = (
+        f"slurm-{environment.get('SLURM_CLUSTER_NAME', '')}-{job}.{step}.{environment.get('SLURM_RESTART_COUNT', '0')}"
+    )
+    return _agreeing(
+        World(rank, size, local_rank, local_size, node, len(counts), "srun", gpu=0 if own else local_rank),
+        (first,), name,
+    )  # fmt: skip
+
+
+def _mpi_world(environment: Environment) -> World:
+    """A rank under Open MPI's mpirun, or under Hydra (MPICH, Intel MPI).
+
+    https://docs.open-mpi.org/en/v4.1.x/faq/running.html names OMPI_COMM_WORLD_*; Hydra's are PMI_* and MPI_LOCAL*.
+    """
+    read = _Reader(environment)
+    open_mpi = "OMPI_COMM_WORLD_SIZE" in environment or "OMPI_COMM_WORLD_RANK" in environment
+    rank_name, size_name, local_rank_name, local_size_name = OPEN_MPI if open_mpi else HYDRA
+    rank, size = read.number(rank_name), read.number(size_name, least=1)
+    local_rank = read.number(local_rank_name, None if open_mpi else rank)
+    local_size = read.number(local_size_name, None if open_mpi else size, least=1)
+    read.check(
+        rank < size,
+        f"{rank_name} = {rank} in the environment: should be below {size_name} = {size}; start distcnn with mpirun, "
+        "which sets both",
+    )
+    read.check(
+        local_rank < local_size <= size,
+        f"{local_rank_name} = {local_rank}, {local_size_name} = {local_size}, {size_name} = {size}: the local rank should "
+        "be below the local size, and that not above the size; start distcnn with mpirun, which sets them",
+    )
+    job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid")
+    given = environment.get("MASTER_ADDR", "")
+    port = read.number("MASTER_PORT", 0)
+    hosts = [given] if given else []
+    if local_size == size:
+        hosts = ["127.0.0.1"]
+    elif open_mpi:
+        # mpirun's own node, all its addresses: rank 0 runs there unless the host file leaves that node out.
+        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
+        hosts += [
+            host for part in re.findall(r"tcp://([\d.,]+):", uri) for host in part.split(",") if host not in hosts
+        ]
+        elsewhere = rank == 0 and not given and uri != environment.get("OMPI_MCA_orte_local_daemon_uri", uri)
+        read.check(
+            not elsewhere,
+            "MASTER_ADDR is not set, and rank 0 does not run on mpirun's own node: give mpirun "
+            "-x MASTER_ADDR=HOST, the first host of its host file (launch/mpirun.sh does it)",
+        )
+    read.check(
+        size == 1 or bool(hosts),
+        f"MASTER_ADDR is not set, and {rank_name}'s launcher does not tell where rank 0 runs: give mpirun "
+        "-genv MASTER_ADDR HOST -genv MASTER_PORT 29500 (with Open MPI: -x MASTER_ADDR=HOST)",
+    )
+    read.check(
+        size == 1 or bool(job) or port > 0,
+        f"MASTER_PORT is not set, and {rank_name}'s launcher gives its jobs no name to agree on a port by: give mpirun "
+        "-genv MASTER_PORT 29500, or any other free port",
+    )
+    read.stop_at_problems()
+    launcher = "accelerate" if "ACCELERATE_MIXED_PRECISION" in environment else "mpirun"
+    world = World(rank, size, local_rank, local_size, 0 if local_size == size else rank // local_size,
+                  -(-size // local_size), launcher, gpu=local_rank)  # fmt: skip
+    # Accelerate exports MASTER_PORT = 29500 to the ranks on mpirun's node alone: with a job's name it is not needed.
+    return _agreeing(world, tuple(hosts), f"mpi-{job}") if job else _with(world, tuple(hosts), port, None)
+
+
+def _single_world(environment: Environment) -> World:
+    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
+        raise BadEnvironment(
+            "ACCELERATE_USE_CPU = True: `accelerate launch --cpu` was asked for several processes and started one "
+            "(MASTER_PORT is set, RANK is not). Give it --mpirun_hostfile FILE, or use launch/accelerate.sh, or "
+            "torchrun with --engine accelerate"
+        )
+    return World(launcher="accelerate" if "ACCELERATE_MIXED_PRECISION" in environment else "single")
+
+
+def _in_step(environment: Environment) -> bool:
+    return any(name in environment for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_STEPID"))
+
+
+# The first that describes this process makes its World; the innermost launcher comes first.
+DETECTION: tuple[tuple[Callable[[Environment], bool], Callable[[Environment], World]], ...] = (
+    # torchrun inside srun or mpirun: the agents are the scheduler's tasks, the workers are torchrun's.
+    (lambda e: "RANK" in e or "WORLD_SIZE" in e, _torch_world),
+    # A task of a step. A batch script has SLURM_JOB_ID and SLURM_NTASKS too, but is no step: it is one process.
+    # mpirun inside an allocation starts its daemons by srun, and its ranks inherit their daemon's step: not theirs.
+    (lambda e: _in_step(e) and "OMPI_COMM_WORLD_RANK" not in e, _slurm_world),
+    (lambda e: any(name in e for name in (*OPEN_MPI[:2], *HYDRA[:2])), _mpi_world),
+    (lambda _: True, _single_world),
+)  # fmt: skip
+
+
+def _agreeing(world: World, hosts: tuple[str, ...], job: str) -> World:
+    # Below the ports that the kernel hands out by itself (from 32768 on). Different jobs mostly start apart.
+    return _with(world, hosts, 20_000 + crc32(job.encode()) % 12_000, job)
+
+
+def _with(world: World, hosts: tuple[str, ...], port: int, job: str | None) -> World:
+    return world if world.size == 1 else replace(world, master_addrs=hosts, master_port=port, job=job)
+
+
+def _first_host(nodelist: str) -> str:
+    """`gpu[07-09,12],login` → `gpu07`: Slurm's host list syntax; several brackets take their first each."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else ""
+
+
+def _tasks_per_node(text: str) -> list[int] | None:
+    """`2(x3),1` → [2, 2, 2, 1]; None if it is not of that form."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            return None
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
 
 
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[None]:
-    """The ranks' meeting, over NCCL or gloo; nothing at all at world size 1.
-
-    On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
-    exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
-    for them. Raises BadInput when the ranks cannot meet.
-    """
-    if world.size == 1:
-        yield
-        return
-    import torch
-    import torch.distributed as dist
-
-    try:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timedelta(seconds=timeout_s),
-            device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
-        )
-    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-        raise BadInput(
-            f"rank {world.rank} of {world.size} on {socket.gethostname()} could not meet the others at MASTER_ADDR = "
-            f"{os.environ.get('MASTER_ADDR')}, MASTER_PORT = {os.environ.get('MASTER_PORT')} within {timeout_s:g} s: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    yield
-    dist.destroy_process_group()

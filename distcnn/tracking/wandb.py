@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.config import Problem, TrackingConfig
+from distcnn.parallel.waiting import waiting
 from distcnn.tracking.base import Record
 
 THREAD_NAME = "distcnn-wandb"
@@ -71,15 +72,17 @@ class WandbTracker:
             self._warn(f"wandb is stuck; it has missed records from step {record.get('step')} on")
 
     def finish(self, status: str, summary: Record) -> None:
-        """Let wandb finish, within the bounded time."""
+        """Let wandb finish, within the bounded time; shorter for a run that a scheduler is about to end."""
+        timeout = min(self.timeout, 5.0) if status == "stopped" else self.timeout
         if self.thread.is_alive():
             try:
                 self.inbox.put_nowait(("finish", {"status": status, **summary}))
             except queue.Full:
                 return
-            self.thread.join(self.timeout)
+            with waiting("wandb to finish"):
+                self.thread.join(timeout)
         if self.thread.is_alive():
-            self._warn(f"wandb did not finish within {self.timeout:g} s and was left behind")
+            self._warn(f"wandb did not finish within {timeout:g} s and was left behind")
 
     def _warn(self, message: str) -> None:
         if not self.trouble:
@@ -109,6 +112,8 @@ class WandbTracker:
             if confusion:
                 run.log({"confusion_matrix": _confusion_plot(wandb, confusion)}, step=confusion["step"])
             run.summary.update(record)
+            if record["status"] == "stopped":
+                run.mark_preempting()
             run.finish(exit_code=0 if record["status"] == "done" else 1)
         except Exception as error:  # whatever it is, it is wandb's
             self._warn(f"wandb failed ({type(error).__name__}: {error})")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -36,6 +37,15 @@ def make_folder(config: Config) -> Path:
     except OSError as error:
         raise BadInput(f"output_dir = {output}: {error.strerror}; give a folder that can be written") from error
     raise AssertionError("count() does not end")
+
+
+def run_id(folder: Path) -> str:
+    """The run's id for trackers: made at its first start, and the same at every later one."""
+    path = folder / "run_id"
+    if not path.exists():
+        with whole_file(path) as partial:
+            partial.write_text(secrets.token_hex(4) + "\n", encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
 
 
 def unwritable(folder: Path) -> str | None:

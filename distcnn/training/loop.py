@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from distcnn.data.loader import Batch, ResidentLoader, StreamingLoader
 from distcnn.errors import NonFiniteLoss
 from distcnn.parallel.collectives import stack_ranks
-from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.parallel.engine import Engine
+from distcnn.parallel.signals import StopRequest, stopped
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.plan import Plan, Schedule
@@ -29,7 +30,7 @@ class TrainState:
 
 
 def fit(
-    engine: DDPEngine,
+    engine: Engine,
     loader: ResidentLoader | StreamingLoader,
     plan: Plan,
     schedule: Schedule,
@@ -38,12 +39,14 @@ def fit(
     *,
     evaluate: Callable[[], Evaluation],
     save: Callable[[TrainState, bool], None],
+    stop: StopRequest,
     label_smoothing: float = 0.0,
     log_every: int = 10,
 ) -> Evaluation | None:
     """Train from `state.step` to `plan.steps`; returns the last evaluation, None if nothing was left to do.
 
-    All ranks call it and do the same: only what `log` and `save` do inside differs by rank.
+    All ranks call it and do the same: only what `log` and `save` do inside differs by rank. A signal to any rank
+    ends it after a step, on all ranks with Stopped, the step saved.
     """
     running = RunningStatistics(engine.model, plan.accumulation * plan.world_size)
     losses = StepLosses(plan, schedule, state, log, engine.device)
@@ -59,7 +62,8 @@ def fit(
 
             last = state.step == plan.steps
             evaluating = last or state.step % plan.eval_every == 0
-            saving = last or state.step % plan.checkpoint_every == 0
+            signal = stop.agreed()
+            saving = last or bool(signal) or state.step % plan.checkpoint_every == 0
             if evaluating or saving or losses.count == log_every:
                 losses.flush()  # raises on all ranks if any loss was not finite: nothing after it is kept
             improved = False
@@ -84,12 +88,14 @@ def fit(
                 losses.restart_clock()
             if last:
                 break
+            if signal:
+                raise stopped(signal, f"after step {state.step} of {plan.steps}, which is saved")
     running.close()
     return evaluation
 
 
 def train_step(
-    engine: DDPEngine,
+    engine: Engine,
     batches: Iterator[Batch],
     running: RunningStatistics,
     lr: float,

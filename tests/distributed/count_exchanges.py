@@ -11,7 +11,8 @@ from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import load
 from distcnn.models import build_model
 from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.parallel.world import process_group, world_from
+from distcnn.parallel.meeting import process_group
+from distcnn.parallel.world import world_from
 from distcnn.parse import Settings
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step

@@ -1,0 +1,150 @@
+"""What a step needs of whatever wraps the model: the protocol of the engines, and the arithmetic they share."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context of a forward, in training and in evaluation."""
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+class GradientSums:
+    """A step's gradient is a sum over its micro-batches, on this rank and over the ranks.
+
+    In float32 its last bits depend on the order of the sum, thus on the number of ranks, and a ReLU or a max-pool
+    that tips over makes much of them within some tens of steps. With `kind="fp64"` the parts are summed in float64,
+    whose rounding error is lost when the sum is rounded to float32: the same bits at every world size. It costs 8
+    bytes a parameter, and twice the traffic. Two parts need neither: their sum is the same in either order.
+    """
+
+    def __init__(self, model: nn.Module, kind: Literal["fp64", "fp32"], micro_batches: int):
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        exact = kind == "fp64" and micro_batches > 2
+        self.sums = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.trained} if exact else {}
+
+    def keep(self) -> None:
+        """Move the gradients of a micro-batch into the sums."""
+        for p, total in self.sums.items():
+            if p.grad is not None:
+                total += p.grad
+                p.grad.zero_()
+
+    @torch.no_grad()
+    def exchange(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean)."""
+        buffer = bucket.buffer()
+        if not self.sums:
+            return dist.all_reduce(buffer, async_op=True).get_future().then(lambda _: buffer)
+        # A bucket holds its gradients one after another, each with its parameter's strides, as the sums have them:
+        # channels_last weights lie in another order than their shape says, so it is memory that is added here.
+        whole = buffer.double()
+        parameters = bucket.parameters()
+        for part, p in zip(torch.split(whole, [p.numel() for p in parameters]), parameters, strict=True):
+            part += self.sums[p].as_strided((p.numel(),), (1,))
+        return dist.all_reduce(whole, async_op=True).get_future().then(lambda _: buffer.copy_(whole))
+
+    def round(self) -> None:
+        """Without an exchange: the sums become the gradients."""
+        for p, total in self.sums.items():
+            p.grad = total.to(p.dtype)
+
+    def clear(self) -> None:
+        """Begin the next step."""
+        for total in self.sums.values():
+            total.zero_()
+
+
+class Engine(ABC):
+    """Carries each loss back to one optimizer step of the summed gradient.
+
+    `model` is the unwrapped module: evaluate it and save its state. `forward` is what training calls.
+    `optimizer` is the unwrapped optimizer: set its learning rate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        device: torch.device,
+        precision: Precision = "fp32",
+        clip_norm: float | None = None,
+        *,
+        gradient_sum: Literal["fp64", "fp32"] = "fp64",
+        micro_batches: int = 1,
+    ):
+        self.model, self.optimizer, self.device, self.clip_norm = model, optimizer, device, clip_norm
+        self.precision: Precision = precision
+        self.sums = GradientSums(model, gradient_sum, micro_batches)
+        self.forward = self.wrap()
+        self.ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+        if self.ddp is not None:
+            self.ddp.register_comm_hook(None, self.sums.exchange)
+
+    @abstractmethod
+    def wrap(self) -> nn.Module:
+        """`model` as training calls it: in DistributedDataParallel where there are other ranks."""
+
+    @property
+    @abstractmethod
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss in fp16; a disabled one lets everything pass."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward."""
+        return autocast(self.device, self.precision)
+
+    def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
+        """The context of one micro-batch's forward and backward: only the last one of a step exchanges gradients."""
+        return nullcontext() if sync or self.ddp is None else self.ddp.no_sync()
+
+    def backward(self, loss: Tensor, *, sync: bool) -> None:
+        """Add one micro-batch's part of the gradient; the parts' sum over all ranks is the step's gradient."""
+        self.carry_back(loss)
+        if not (sync and self.ddp is not None):  # the last part is added while it is exchanged
+            self.sums.keep()
+
+    def step(self) -> None:
+        """Update the weights from the summed gradient, clipped at its true (unscaled) norm, and clear it."""
+        if self.ddp is None:
+            self.sums.round()
+        self.sums.clear()
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def carry_back(self, loss: Tensor) -> None:
+        """Run the backward of one (scaled) loss."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Run the optimizer; in fp16 not if a gradient has overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model (no `module.` or `_orig_mod.` in its keys), optimizer and scaler; the same for every engine."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take all of it back; a missing or a foreign part raises."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,154 @@
+"""How the ranks find each other: the address, a free port, the network interface, the process group."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from distcnn.errors import BadEnvironment
+from distcnn.parallel.waiting import waiting
+from distcnn.parallel.world import World
+
+_PORTS = 64  # tried one after another from world.master_port on, where the ranks agree on one themselves
+
+
+@contextmanager
+def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[None]:
+    """The ranks' meeting, over NCCL or gloo; nothing at all at world size 1.
+
+    On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
+    exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
+    for them. Raises BadEnvironment when the ranks cannot meet.
+    """
+    if world.size == 1:
+        yield
+        return
+    try:
+        with waiting(
+            f"the other {world.size - 1} ranks at {':'.join(map(str, (world.master_addrs[0], world.master_port)))}"
+        ):
+            if interface := network_interface(world):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            store = _agreed_store(world, timeout_s) if world.job else None
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=store,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timedelta(seconds=timeout_s),
+                device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
+            )
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+        raise BadEnvironment(_no_meeting(world, timeout_s, error)) from error
+    yield
+    dist.destroy_process_group()
+
+
+def _no_meeting(world: World, timeout_s: float, error: Exception) -> str:
+    host, port = world.master_addrs[0], world.master_port
+    where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+        return f"MASTER_PORT = {port} on {host} is in use by another program, {where} cannot listen: export another"
+    at = f"MASTER_ADDR = {host}, MASTER_PORT = {port}"
+    return f"{where} could not meet the others at {at} within {timeout_s:g} s (train.timeout): {reason}"
+
+
+def _agreed_store(world: World, timeout_s: float) -> Any:
+    """A store that rank 0 opens at the first free port of a sequence that the job's name begins.
+
+    The others look through the same sequence for the one that bears the job's name: two jobs on one node, even
+    with the same first port, never meet in one store.
+    """
+    ports = range(world.master_port, world.master_port + _PORTS)
+    key = f"distcnn/{world.job}"
+    if world.is_main:
+        listener = _listen(world, ports)
+        host, port = listener.getsockname()[:2]
+        host = "127.0.0.1" if host == "0.0.0.0" else host
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, world.size, True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s),
+                              master_listen_fd=listener.detach())  # fmt: skip
+        store.set(key, "here")
+        return store
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for port in ports:
+            for host in world.master_addrs:
+                if found := _store_at(host, port, key, timeout_s):
+                    return found
+        time.sleep(0.2)
+    raise TimeoutError(f"no rank 0 of {world.job} at {', '.join(world.master_addrs)}, ports {ports[0]} to {ports[-1]}")
+
+
+def _listen(world: World, ports: range) -> socket.socket:
+    """A socket at the first free port, on the address that the others will try, if it is one of this node's."""
+    for port in ports:
+        for host in (*world.master_addrs, ""):
+            try:
+                address = socket.gethostbyname(host) if host else ""
+                if address.startswith("127.") and world.nodes > 1:
+                    address = ""  # a host's own name, on Debian 127.0.1.1: the other nodes see another address
+                return socket.create_server((address, port), backlog=2048)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    break  # the next port
+    raise OSError(f"the ports {ports[0]} to {ports[-1]} are all in use")
+
+
+def _store_at(host: str, port: int, key: str, timeout_s: float) -> Any:
+    try:
+        socket.create_connection((host, port), timeout=2).close()  # refused at once where nobody listens
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+        )
+        if store.check([key]):
+            store.set_timeout(timedelta(seconds=timeout_s))
+            return store
+    except (OSError, dist.DistError, RuntimeError):
+        pass
+    return None
+
+
+def network_interface(world: World) -> str | None:
+    """The interface on the way to rank 0, for gloo: by itself it takes the one that the host's name resolves to.
+
+    On Debian a host's own name is 127.0.1.1, which no other node can reach. None if it cannot be told.
+    """
+    if world.local_size == world.size:
+        names = [name for name in psutil.net_if_addrs() if name.startswith("lo")]
+        return names[0] if names else None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((world.master_addrs[0], world.master_port or 9))  # sends nothing: it only picks the route
+            own = probe.getsockname()[0]
+        except OSError:
+            return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if own in [address.address for address in addresses]:
+            return None if name.startswith("lo") else name
+    return None
+
+
+def describe_network(world: World) -> str:
+    """One line for the start of a run: where the ranks meet, over which interface, and what could be chosen."""
+    if world.size == 1:
+        return "none"
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or network_interface(world) or "the default interface"
+    line = f"{world.nodes} node{'s' * (world.nodes > 1)}, over {interface}"
+    if world.nodes == 1:
+        return line
+    up = [name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith("lo")]
+    if len(up) > 1:
+        line += (
+            f"; others are {', '.join(sorted(set(up) - {interface}))}: choose by GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+        )
+    return line
