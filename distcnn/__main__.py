@@ -32,6 +32,7 @@ EPILOG = """examples:
   distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR --train.duration 5ep
   torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
   distcnn evaluate runs/simple_cnn
+  distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
 
 exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal and worth starting again, 130 interrupted
 """
@@ -40,6 +41,7 @@ exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal an
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     code = EXIT_FAILED
+    _tell_launcher("")
     try:
         code = _command(sys.argv[1:] if arguments is None else list(arguments))
     except DistcnnError as error:
@@ -69,18 +71,24 @@ def _command(arguments: list[str]) -> int:
     commands.help = "; ".join(f"{name} {path}: {text}" for name, (path, text, _) in COMMANDS.items())
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="see distcnn COMMAND --help")
     options = parser.parse_args(arguments)
-    what, text, run = COMMANDS[options.command]
-    if {"-h", "--help"} & set(options.rest):
-        print(f"usage: distcnn {options.command} {what} [--section.key value ...]\n\n{text}\n")
-        _print_keys()
-        return EXIT_OK
-    if not options.rest or options.rest[0].startswith("-"):
-        raise BadInput(f"distcnn {options.command}: needs {what} first; see distcnn {options.command} --help")
     sys.path.insert(0, str(Path.cwd()))  # a user's own package.module:callable, as `python -m` finds it
-    return run(Path(options.rest[0]), options.rest[1:])
+    return COMMANDS[options.command][2](options.rest)
 
 
-def _train(path: Path, arguments: list[str]) -> int:
+def _path_first(command: str, rest: list[str]) -> tuple[Path, list[str]]:
+    """The path that a command begins with, and its settings; or its help."""
+    what, text, _ = COMMANDS[command]
+    if {"-h", "--help"} & set(rest):
+        print(f"usage: distcnn {command} {what} [--section.key value ...]\n\n{text}\n")
+        _print_keys()
+        raise SystemExit(EXIT_OK)
+    if not rest or rest[0].startswith("-"):
+        raise BadInput(f"distcnn {command}: needs {what} first; see distcnn {command} --help")
+    return Path(rest[0]), rest[1:]
+
+
+def _train(rest: list[str]) -> int:
+    path, arguments = _path_first("train", rest)
     from distcnn.parallel.signals import catching_signals
     from distcnn.parallel.world import world_from
     from distcnn.parse import Settings
@@ -99,7 +107,8 @@ def _train(path: Path, arguments: list[str]) -> int:
     return EXIT_OK
 
 
-def _evaluate(path: Path, arguments: list[str]) -> int:
+def _evaluate(rest: list[str]) -> int:
+    path, arguments = _path_first("evaluate", rest)
     from distcnn.parallel.world import world_from
 
     if not path.exists():
@@ -113,6 +122,13 @@ def _evaluate(path: Path, arguments: list[str]) -> int:
             print(f"{name:>20}  {'no images' if accuracy is None else f'{accuracy:.2%}'}")
         print(f"{'all':>20}  {record['accuracy']:.2%}  ({record['correct']} of {record['total']})")
         print(json.dumps(record), flush=True)
+    return EXIT_OK
+
+
+def _slurm(rest: list[str]) -> int:
+    from distcnn.tools.slurm import run
+
+    run(rest)
     return EXIT_OK
 
 
@@ -133,6 +149,8 @@ def _speak_once(error: DistcnnError) -> None:
     own variables are wrong may be the only one, and speaks too.
     """
     rank, local_rank = spoken_rank(os.environ)
+    if rank != 0 and isinstance(error, Stopped):
+        return  # all ranks stop together, and rank 0 says so
     if rank != 0:
         # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
         own = isinstance(error, BadEnvironment)
@@ -145,8 +163,8 @@ def _speak_once(error: DistcnnError) -> None:
     print("\n".join([title, *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)
 
 
-def _tell_launcher(code: int) -> None:
-    """Say how this run ended where an exit code alone does not get through.
+def _tell_launcher(code: int | str) -> None:
+    """Say how this run ended, or with "" that it has not yet, where an exit code alone does not get through.
 
     torchrun ends with 1 whatever its workers' codes are: a script that wants to know makes a file and names it in
     DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would start bad input, or a run that was asked to make room,
@@ -156,14 +174,15 @@ def _tell_launcher(code: int) -> None:
         return
     path = os.environ.get("DISTCNN_EXIT_CODE_FILE", "")
     if path and Path(path).exists():  # it does not on the other nodes
-        Path(path).write_text(f"{code}\n", encoding="ascii")
+        Path(path).write_text(f"{code}", encoding="ascii")
     if code in NOT_RETRIED and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.getppid() > 1:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-COMMANDS: dict[str, tuple[str, str, Callable[[Path, list[str]], int]]] = {
+COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
     "train": ("CONFIG.yaml", "train and evaluate as a YAML file says", _train),
     "evaluate": ("RUN_OR_CHECKPOINT", "evaluate a run's newest checkpoint, or a given one", _evaluate),
+    "slurm": ("CONFIG.yaml", "write and submit a batch script for a run", _slurm),
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def clean_environment() -> dict[str, str]:
         if not key.startswith(LAUNCHER_PREFIXES) and key not in LAUNCHER_NAMES
     }
     return environment | {"PYTHONWARNINGS": "default", "COLUMNS": "200"}
+
+
+def require(*programs: str, root: bool = False) -> None:
+    """Skip where a real component is missing; in the CI, which sets DISTCNN_TEST_ALL, that is a failure."""
+    missing = [f"{program} is not installed" for program in programs if shutil.which(program) is None]
+    if root and os.geteuid() != 0:
+        missing.append("needs root")
+    if missing:
+        (pytest.fail if os.environ.get("DISTCNN_TEST_ALL") else pytest.skip)("; ".join(missing))
 
 
 def free_port() -> int:

@@ -229,8 +229,8 @@ def _mpi_world(environment: Environment) -> World:
     )
     read.check(
         local_rank < local_size <= size,
-        f"{local_rank_name} = {local_rank}, {local_size_name} = {local_size}, {size_name} = {size}: the local rank should "
-        "be below the local size, and that not above the size; start distcnn with mpirun, which sets them",
+        f"{local_rank_name} = {local_rank}, {local_size_name} = {local_size}, {size_name} = {size}: the local rank "
+        "should be below the local size, and that not above the size; start distcnn with mpirun, which sets them",
     )
     job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid")
     given = environment.get("MASTER_ADDR", "")

@@ -96,6 +96,7 @@ class WandbTracker:
             # console="off": wandb does not put itself between the training and its own output.
             run = wandb.init(**init, settings=wandb.Settings(console="off", silent=True))
             confusion: Record = {}
+            step = 0
             while True:
                 what, record = self.inbox.get()
                 if what == "finish":
@@ -108,9 +109,10 @@ class WandbTracker:
                     values |= {f"test/accuracy/{name}": value for name, value in record["per_class"].items()}
                 else:
                     continue
-                run.log({**values, "epoch": record["epoch"]}, step=record["step"])
+                step = record["step"]
+                run.log({**values, "epoch": record["epoch"]}, step=step)
             if confusion:
-                run.log({"confusion_matrix": _confusion_plot(wandb, confusion)}, step=confusion["step"])
+                run.log({"confusion_matrix": _confusion_plot(wandb, confusion)}, step=step)  # steps only rise
             run.summary.update(record)
             if record["status"] == "stopped":
                 run.mark_preempting()

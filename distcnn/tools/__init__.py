@@ -1,0 +1,1 @@
+"""Commands beside the training, each a thin tool on the library."""

@@ -1,0 +1,72 @@
+"""A real Slurm cluster of two nodes for the tests beside it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TIMEOUT, clean_environment, require
+
+HERE = Path(__file__).parent
+
+
+class Cluster:
+    """Commands on the cluster, as a user at its login node gives them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = clean_environment() | {"SLURM_CONF": str(root / "slurm.conf"), "PATH": path}
+
+    def power(self, what: str, *node: str) -> None:
+        """`up`, `down`, `poweroff NODE` or `poweron NODE`."""
+        command = [HERE / "cluster.sh", what, *node]
+        # Its daemons inherit stdout: a pipe would stay open as long as they live.
+        with (self.root.parent / "cluster.log").open("ab") as log:
+            subprocess.run(command, env=self.environment | {"ROOT": str(self.root)}, stdout=log, stderr=log, check=True, timeout=120)  # fmt: skip
+
+    def run(self, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(list(map(str, command)), env=self.environment, text=True, capture_output=True, timeout=TIMEOUT)  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def submit(self, *arguments: object) -> str:
+        """`distcnn slurm …`; returns the job's number."""
+        done = self.run(sys.executable, "-m", "distcnn", "slurm", *arguments)
+        return done.stdout.split("submitted  job ")[1].split(",")[0].split()[0]
+
+    def field(self, job: str, name: str) -> str:
+        words = self.run("scontrol", "show", "job", job).stdout.split()
+        return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for it, as long as a hang guard allows. Requeued jobs, which Slurm lets wait, start at once."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.run('squeue').stdout}"
+            for line in self.run("squeue", "-h", "-t", "PD", "-o", "%i %r").stdout.splitlines():
+                job, reason = line.split()
+                if reason == "BeginTime":
+                    self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
+            time.sleep(0.5)
+
+    def finish(self, *jobs: str) -> None:
+        """Wait until the jobs have ended, and ended well."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "PREEMPTED")
+        for job in jobs:
+            self.until(lambda job=job: self.field(job, "JobState") in ended, f"job {job} to end")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    require("slurmctld", "slurmd", "srun", "munged", "ip", root=True)
+    up = Cluster(tmp_path_factory.mktemp("slurm") / "root")
+    up.root.parent.chmod(0o755)
+    up.power("up")
+    try:
+        yield up
+    finally:
+        up.power("down")
