@@ -123,18 +123,18 @@ def network_interface(world: World) -> str | None:
 
     On Debian a host's own name is 127.0.1.1, which no other node can reach. None if it cannot be told.
     """
+    loopback = next((name for name in psutil.net_if_addrs() if name.startswith("lo")), None)
     if world.local_size == world.size:
-        names = [name for name in psutil.net_if_addrs() if name.startswith("lo")]
-        return names[0] if names else None
+        return loopback
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((world.master_addrs[0], world.master_port or 9))  # sends nothing: it only picks the route
             own = probe.getsockname()[0]
         except OSError:
-            return None
+            own = None
     for name, addresses in psutil.net_if_addrs().items():
-        if own in [address.address for address in addresses]:
-            return None if name.startswith("lo") else name
+        if name != loopback and own in [address.address for address in addresses]:
+            return name
     return None
 
 

@@ -39,8 +39,6 @@ def script(job: Job) -> str:
         "SIGNAL": job.signal,
         "PYTHON": job.python,
         "RANKS": str(job.ranks_per_node),
-        # Keep the agent alone from dying of the signal: it has no handler, and its workers would live on.
-        "AGENT": f"""bash -c 'trap "" {job.signal}; exec "$@"' agent""",
     }
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
@@ -100,6 +98,14 @@ DISTCNN_EXIT_CODE_FILE=$(mktemp) && export DISTCNN_EXIT_CODE_FILE
 # An array's last element bears the array's own number: by that, all of it would be requeued.
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# `wait` returns for a signal too: ask again until the process has ended.
+await() {
+    wait "$1"
+    while kill -0 "$1" 2>/dev/null; do wait "$1"; done
+    wait "$1"
+}
+export -f await
 """
 
 ARGUMENTS = """
@@ -148,26 +154,43 @@ head=${SLURMD_NODENAME:-$(hostname)}
 port=$(@PYTHON@ -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 """
 
+# Exported, for bash to run on the nodes.
+_AGENT = """
+# A torchrun agent has no handler for the signal and would die of it, and leave behind its workers, which are in sessions
+# of their own: the agent is kept from it, and the workers get it.
+# shellcheck disable=SC2329 # it is called by name, on the nodes
+agent() {
+    trap 'pkill -@SIGNAL@ -P "$pid"' @SIGNAL@
+    trap : TERM
+    (
+        trap "" @SIGNAL@
+        exec @PYTHON@ -m torch.distributed.run "$@"
+    ) &
+    pid=$!
+    await "$pid"
+}
+export -f agent
+"""
+
 STEPS: dict[Launcher, str] = {
     "srun": _TRAPS
     + """srun --kill-on-bad-exit=1 @PYTHON@ -m distcnn "$@" &
 steps+=($!)
 """,
     "torchrun": _MEETING
+    + _AGENT
     + _TRAPS
-    + """# The agents themselves have no handler for the signal and would die of it, and leave their workers behind.
-srun --kill-on-bad-exit=1 @AGENT@ \\
-    @PYTHON@ -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ \\
+    + """srun --kill-on-bad-exit=1 bash -c 'agent "$@"' agent --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ \\
     --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" -m distcnn "$@" &
 steps+=($!)
 """,
     "elastic": _MEETING
+    + _AGENT
     + _TRAPS
-    + """# A step for each node, the first one first: a step over all of them would hang when one is lost. The agents
-# themselves have no handler for the signal and would die of it, and leave their workers behind.
+    + """# A step for each node, the first one first: a step over all of them would hang when one is lost.
 for node in "$head" $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vx "$head"); do
-    srun --nodes=1 --ntasks=1 --nodelist="$node" @AGENT@ \\
-        @PYTHON@ -m torch.distributed.run --nnodes="1:$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ --max-restarts=3 \\
+    srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c 'agent "$@"' agent \\
+        --nnodes="1:$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ --max-restarts=3 \\
         --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" \\
         --rdzv-conf=last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=3 -m distcnn "$@" &
     steps+=($!)
@@ -188,10 +211,7 @@ END = """
     kill -KILL "${steps[0]}"
 ) &
 watch=$!
-# `wait` returns for a signal too: ask again until the step has ended.
-wait "${steps[0]}"
-while kill -0 "${steps[0]}" 2>/dev/null; do wait "${steps[0]}"; done
-wait "${steps[0]}"
+await "${steps[0]}"
 status=$?
 kill "$watch" 2>/dev/null
 code=$(cat "$DISTCNN_EXIT_CODE_FILE")

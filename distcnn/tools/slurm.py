@@ -89,6 +89,9 @@ def _job(options: argparse.Namespace, configs: list[str], overrides: list[str]) 
     checked = []
     for path in configs:
         settings = Settings().read_yaml(Path(path)).read_arguments(overrides).default("name", Path(path).stem)
+        if options.launcher == "elastic":
+            for nodes in range(1, options.nodes):  # it may go on with any number of them
+                settings.check(nodes * ranks)
         checked.append(settings.check(options.nodes * ranks))
     name = str(checked[0].name) if len(configs) == 1 else "distcnn"
     if options.array and len(configs) == 1:

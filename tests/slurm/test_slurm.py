@@ -97,7 +97,9 @@ def test_three_time_limits_a_preemption_and_a_power_cut(cluster, long, tmp_path,
     """One run folder, one W&B id, a seamless history, the undisturbed run's weights to the bit."""
     assert run_torchrun(["train", long, "--name", "reference"], 2).codes == [0]
     run = tmp_path / "runs" / "disturbed"
-    job = cluster.submit(long, "--nodes", 2, "--launcher", launcher, "--name", "disturbed", "--time", "00:10:00", "--grace", 20)
+    job = cluster.submit(
+        long, "--nodes", 2, "--launcher", launcher, "--name", "disturbed", "--time", "00:10:00", "--grace", 20
+    )
 
     def restarted(times):
         cluster.until(lambda: cluster.field(job, "Restarts") == str(times), f"restart {times}")
@@ -107,7 +109,9 @@ def test_three_time_limits_a_preemption_and_a_power_cut(cluster, long, tmp_path,
     cluster.run("scontrol", "update", f"jobid={job}", "EndTime=now+50")  # the warning comes 20 s before
     restarted(1)
     cluster.until(lambda: steps(run) > 150, "more steps")
-    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path / 'high.out'}", "--wrap=sleep 2")
+    cluster.run(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path / 'high.out'}", "--wrap=sleep 2"
+    )
     restarted(2)
     cluster.until(lambda: steps(run) > 260, "more steps")
     cluster.power("poweroff", "node2")
@@ -148,7 +152,9 @@ def test_of_an_array_only_the_preempted_element_is_requeued(cluster, long, tmp_p
 @pytest.mark.slow
 def test_elastic_goes_on_with_the_node_that_is_left(cluster, long, tmp_path):
     run = tmp_path / "runs" / "elastic"
-    job = cluster.submit(long, "--launcher", "elastic", "--nodes", 2, "--name", "elastic", "--tracking.wandb", "disabled")
+    job = cluster.submit(
+        long, "--launcher", "elastic", "--nodes", 2, "--name", "elastic", "--tracking.wandb", "disabled"
+    )
     cluster.until(lambda: steps(run) > 60, "the first steps")
     cluster.power("poweroff", "node2")
     lost = time.monotonic()
