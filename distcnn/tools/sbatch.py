@@ -156,8 +156,8 @@ port=$(@PYTHON@ -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s
 
 # Exported, for bash to run on the nodes.
 _AGENT = """
-# A torchrun agent has no handler for the signal and would die of it, and leave behind its workers, which are in sessions
-# of their own: the agent is kept from it, and the workers get it.
+# A torchrun agent has no handler for the signal and would die of it, and leave its workers, which are in sessions of
+# their own, behind: the agent is kept from it, and the workers get it.
 # shellcheck disable=SC2329 # it is called by name, on the nodes
 agent() {
     trap 'pkill -@SIGNAL@ -P "$pid"' @SIGNAL@
@@ -180,7 +180,8 @@ steps+=($!)
     "torchrun": _MEETING
     + _AGENT
     + _TRAPS
-    + """srun --kill-on-bad-exit=1 bash -c 'agent "$@"' agent --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ \\
+    + """srun --kill-on-bad-exit=1 bash -c 'agent "$@"' agent \\
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ \\
     --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" -m distcnn "$@" &
 steps+=($!)
 """,

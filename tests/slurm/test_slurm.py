@@ -2,11 +2,14 @@
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import metrics, run_torchrun
+from cluster import Cluster
+from conftest import metrics, require, run_torchrun
 
 SLURM = Path(__file__).parents[2] / "slurm"
 FIXED = ["--train.threads", "1"]
@@ -26,6 +29,19 @@ def steps(folder):
 
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    require("slurmctld", "slurmd", "srun", "munged", "ip", root=True)
+    with tempfile.TemporaryDirectory(prefix="distcnn-slurm-") as folder:
+        Path(folder).chmod(0o755)  # munged insists
+        up = Cluster(Path(folder) / "root")
+        try:
+            up.power("up")
+            yield up
+        finally:
+            up.power("down")
 
 
 @pytest.fixture
@@ -59,9 +75,11 @@ def assert_as_undisturbed(run, reference):
 def test_srun_and_batch_jobs_give_the_bits_of_torchrun(cluster, synthetic, tmp_path):
     runs = tmp_path / "runs"
     assert run_torchrun(["train", synthetic, *FIXED, "--name", "reference"], 2).codes == [0]
-    # Two jobs on the same nodes at once, and a plain srun: none takes the other's port.
+    # Jobs on the same nodes at once, and a plain srun: none takes another's port.
     jobs = [
-        cluster.submit(synthetic, "--nodes", 2, "--launcher", launcher, *FIXED, "--name", launcher)
+        cluster.submit(
+            synthetic, "--nodes", 2, "--option", "nodes=2", "--launcher", launcher, *FIXED, "--name", launcher
+        )
         for launcher in ("srun", "torchrun", "elastic")
     ]
     train = [sys.executable, "-m", "distcnn", "train", synthetic, *FIXED]

@@ -1,20 +1,19 @@
-"""A real Slurm cluster of two nodes for the tests beside it."""
+"""A real Slurm cluster of two nodes, brought up by cluster.sh, as a user at its login node sees it."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from conftest import TIMEOUT, clean_environment, require
+from conftest import TIMEOUT, clean_environment
 
 HERE = Path(__file__).parent
 
 
 class Cluster:
-    """Commands on the cluster, as a user at its login node gives them."""
+    """Commands on the cluster."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -58,15 +57,3 @@ class Cluster:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "PREEMPTED")
         for job in jobs:
             self.until(lambda job=job: self.field(job, "JobState") in ended, f"job {job} to end")
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    require("slurmctld", "slurmd", "srun", "munged", "ip", root=True)
-    up = Cluster(tmp_path_factory.mktemp("slurm") / "root")
-    up.root.parent.chmod(0o755)
-    up.power("up")
-    try:
-        yield up
-    finally:
-        up.power("down")
