@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-slurm packages lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -15,10 +15,21 @@ train: .venv/.all
 test: .venv/.lint
 	$(BIN)/python -m pytest
 
+# A part of `make test` by itself: a real two-node Slurm cluster on this host. Needs root and `make packages`.
+test-slurm: .venv/.lint
+	DISTCNN_TEST_ALL=1 $(BIN)/python -m pytest tests/slurm
+
+# What the tests of Slurm, mpirun and two hosts need (Debian); without it they are skipped.
+packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps
+
 lint: .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh slurm/*.sbatch tests/slurm/*.sh
 
 # One stamp for each extra: pip runs again only when pyproject.toml has changed.
 .venv/.%: pyproject.toml | .venv/bin/python

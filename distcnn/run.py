@@ -153,6 +153,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         stop.begin(config.train.timeout)
         trackers = Trackers(_trackers(config, world, parts, folder, state, described) if world.is_main else ())
+        on_main(lambda: None, "rank 0 to open its trackers")
         if parts.saved:
             trackers.log({"kind": "event", "event": "resumed", "step": state.step, "message": _resumed(parts, state)})
         try:

@@ -26,11 +26,14 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
 
     On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
-    for them. Raises BadEnvironment when the ranks cannot meet.
+    for them. Inside it, torch's variables are set under every launcher, for libraries that look at them (Accelerate).
+    Raises BadEnvironment when the ranks cannot meet.
     """
     if world.size == 1:
         yield
         return
+    own = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.gpu, "LOCAL_WORLD_SIZE": world.local_size}
+    added = {name: str(value) for name, value in own.items() if name not in os.environ}
     try:
         with waiting(
             f"the other {world.size - 1} ranks at {':'.join(map(str, (world.master_addrs[0], world.master_port)))}"
@@ -48,7 +51,12 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
             )
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         raise BadEnvironment(_no_meeting(world, timeout_s, error)) from error
-    yield
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
     dist.destroy_process_group()
 
 
