@@ -91,6 +91,11 @@ def _given(job: Job) -> Iterator[str]:
 
 BEGIN = """
 set -u
+steps=() asked=
+# srun passes the signal on to its tasks; the ranks agree after which step they save and end.
+trap 'asked=1; [ "${#steps[@]}" = 0 ] || kill -@SIGNAL@ "${steps[@]}"' @SIGNAL@
+# Slurm sends TERM to the steps as well: wait until they have saved.
+trap : TERM
 # srun does not take it from sbatch since Slurm 22.05
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # Rank 0 says here how it has ended: torchrun and srun do not tell.
@@ -135,12 +140,7 @@ shift
 set -- train "$config" --checkpoint.resume auto "$@"
 """
 
-_TRAPS = """
-steps=()
-# srun passes it on to all processes of its step; the ranks agree after which step they save and end.
-trap 'kill -@SIGNAL@ "${steps[@]}" 2>/dev/null' @SIGNAL@
-# Slurm sends TERM to the steps as well: wait until they have saved.
-trap : TERM
+_READY = """
 # A node that has just come back may not take a step yet.
 for _ in 1 2 3 4 5 6; do
     timeout 20 srun --ntasks-per-node=1 true && break
@@ -151,7 +151,7 @@ done
 # The port is free now, on this node, which is the first one: the agents meet here.
 _MEETING = """
 head=${SLURMD_NODENAME:-$(hostname)}
-port=$(@PYTHON@ -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+port=$(@PYTHON@ -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
 """
 
 # Exported, for bash to run on the nodes.
@@ -173,13 +173,13 @@ export -f agent
 """
 
 STEPS: dict[Launcher, str] = {
-    "srun": _TRAPS
+    "srun": _READY
     + """srun --kill-on-bad-exit=1 @PYTHON@ -m distcnn "$@" &
 steps+=($!)
 """,
     "torchrun": _MEETING
     + _AGENT
-    + _TRAPS
+    + _READY
     + """srun --kill-on-bad-exit=1 bash -c 'agent "$@"' agent \\
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ \\
     --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" -m distcnn "$@" &
@@ -187,7 +187,7 @@ steps+=($!)
 """,
     "elastic": _MEETING
     + _AGENT
-    + _TRAPS
+    + _READY
     + """# A step for each node, the first one first: a step over all of them would hang when one is lost.
 for node in "$head" $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vx "$head"); do
     srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c 'agent "$@"' agent \\
@@ -218,10 +218,13 @@ kill "$watch" 2>/dev/null
 code=$(cat "$DISTCNN_EXIT_CODE_FILE")
 code=${code:-$status}
 rm -f "$DISTCNN_EXIT_CODE_FILE"
+# A signal that came before the ranks could catch it has ended them without a word.
+[ -z "$asked" ] || [ "$code" = 0 ] || [ "$code" = 2 ] || code=75
 # 75: saved, to make room, or a node was lost. This job, or this element of an array alone, is queued again.
 if [ "$code" = 75 ] && command -v scontrol >/dev/null; then
     echo "distcnn: $job goes back into the queue"
-    scontrol requeue "$job"
+    trap - TERM
+    scontrol requeue "$job" && sleep 60 # to be ended by it: a script that ends by itself now may take the job along
 fi
 exit "$code"
 """

@@ -42,15 +42,17 @@ class Cluster:
         return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for it, as long as a hang guard allows. Requeued jobs, which Slurm lets wait, start at once."""
+        """Wait for it, as long as a hang guard allows. Requeued jobs, which Slurm lets wait, start soon."""
         deadline = time.monotonic() + TIMEOUT
         while not condition():
-            assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.run('squeue').stdout}"
+            if time.monotonic() > deadline:
+                log = (self.root / "log" / "slurmctld.out").read_text().splitlines()[-30:]
+                raise AssertionError("\n".join([f"waited in vain for {what}", self.run("squeue").stdout, *log]))
             for line in self.run("squeue", "-h", "-t", "PD", "-o", "%i %r").stdout.splitlines():
                 job, reason = line.split()
                 if reason == "BeginTime":
                     self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
-            time.sleep(0.5)
+            time.sleep(1)
 
     def finish(self, *jobs: str) -> None:
         """Wait until the jobs have ended, and ended well."""

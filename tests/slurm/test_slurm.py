@@ -126,6 +126,7 @@ def test_three_time_limits_a_preemption_and_a_power_cut(cluster, long, tmp_path,
     cluster.until(lambda: steps(run) > 40, "the first steps")
     cluster.run("scontrol", "update", f"jobid={job}", "EndTime=now+50")  # the warning comes 20 s before
     restarted(1)
+    cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     cluster.until(lambda: steps(run) > 150, "more steps")
     cluster.run(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path / 'high.out'}", "--wrap=sleep 2"
