@@ -1,41 +1,64 @@
 #!/usr/bin/env bash
-# distcnn on all GPUs of this node, or on two CPU ranks; or on several nodes, started once on each.
+# distcnn by torchrun: on all GPUs of this node, or on two CPU ranks; or on several nodes, started once on each.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
-    cat <<EOF
-usage: launch/torchrun.sh [-n RANKS_PER_NODE] [-N NODES -m HOST:PORT] CONFIG.yaml [--section.key value ...]
+    cat << EOF
+usage: launch/torchrun.sh [-n RANKS] [-r RESTARTS] [-N NODES -m HOST:PORT] CONFIG.yaml [--section.key value ...]
 
   -n   ranks on this node; default: one for each GPU, or 2 without a GPU
-  -N   number of nodes; start this script once on each of them
+  -N   number of nodes; start this script once on each of them. MIN:MAX for an elastic job, which goes on when nodes
+       come and go
   -m   host (one of the nodes) and port where the nodes meet
+  -r   start the ranks again so many times when one has failed; default 0
+
+Give --checkpoint.resume auto with -r or MIN:MAX, so that ranks that start again go on where they were.
+
+Exit code: that of distcnn, which torchrun itself hides: 0 done, 1 failed, 2 bad input, 75 stopped by TERM, HUP, USR1
+or USR2 with the last step saved, 130 stopped by Ctrl-C. Bad input and stops are not started again.
 EOF
 }
 
 [ "${1:-}" != "--help" ] || { usage; exit 0; }
-ranks="" nodes=1 meeting=""
-while getopts "n:N:m:h" option; do
+ranks="" nodes=1 meeting="" restarts=0
+while getopts "n:N:m:r:h" option; do
     case "$option" in
         n) ranks=$OPTARG ;;
         N) nodes=$OPTARG ;;
         m) meeting=$OPTARG ;;
+        r) restarts=$OPTARG ;;
         h) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
 done
 shift $((OPTIND - 1))
 [ $# -ge 1 ] || { usage >&2; exit 2; }
-if [ "$nodes" != 1 ] && [ -z "$meeting" ]; then
-    echo "launch/torchrun.sh: -N $nodes needs -m HOST:PORT, the same on every node" >&2
-    exit 2
-fi
-if [ -z "$ranks" ]; then
-    ranks=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
-    [ "$ranks" -gt 0 ] || ranks=2
-fi
+
+[ -n "$ranks" ] || ranks=$(count_gpus)
+[ "$ranks" != 0 ] || ranks=2
+check_number -n "$ranks"
+check_number -r "$restarts" 0
+[[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || die "-N $nodes: should be a number of nodes, or MIN:MAX"
 if [ "$nodes" = 1 ]; then
     where=(--standalone)
 else
-    where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$meeting" --rdzv-id distcnn)
+    [[ $meeting =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
+    # The id keeps two Slurm jobs apart that meet at the same host and port.
+    where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$meeting" --rdzv-id "distcnn-${SLURM_JOB_ID:-0}")
+    # torchrun compares HOST with what this host's own name resolves to, which on Debian is 127.0.1.1 and no match for
+    # the address that the other nodes use: whether an address is this host's is seen by listening on it.
+    if python -c 'import socket, sys; socket.create_server((sys.argv[1], 0)).close()' "${meeting%:*}" 2> /dev/null; then
+        where+=(--rdzv-conf is_host=true)
+    fi
 fi
-exec torchrun "${where[@]}" --nproc_per_node "$ranks" -m distcnn train "$@"
+
+if [ "$restarts" != 0 ] || [[ $nodes == *:* ]]; then
+    # By default the ranks meet in a store of the agent, which still holds the addresses of the ranks before a restart
+    # (https://github.com/pytorch/pytorch/issues/135712).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
+# How long torchrun lets the ranks finish their step and save before it kills them, in seconds: its 30 can be short.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+supervise torchrun "${where[@]}" --nproc_per_node "$ranks" --max-restarts "$restarts" -m distcnn train "$@"

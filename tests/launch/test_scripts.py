@@ -1,33 +1,260 @@
-"""launch/torchrun.sh as a user calls it."""
+"""The scripts in launch/ as a user calls them: real launchers, real ranks, real signals."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from conftest import TIMEOUT, clean_environment, metrics
+import psutil
+import pytest
+from conftest import TIMEOUT, clean_environment, metrics, require, run_ranks
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+from distcnn.training.checkpoint import Checkpoints, load
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("single", "torchrun", "mpirun", "accelerate")
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# An empty CUDA_VISIBLE_DEVICES: no GPU, whatever this machine has.
+ENVIRONMENT = {"PATH": PATH, "CUDA_VISIBLE_DEVICES": "", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # fmt: skip
+SHORT = ["--train.duration", "2step", "--train.threads", "1", "--train.device", "cpu"]
 
 
-def script(*arguments):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [SCRIPT, *map(str, arguments)]
-    environment = clean_environment() | {"PATH": path}
+def script(name, *arguments, **environment):
+    command = [LAUNCH / f"{name}.sh", *map(str, arguments)]
+    environment = clean_environment() | ENVIRONMENT | environment
     return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=TIMEOUT)
 
 
-def test_two_ranks_on_one_node(synthetic, tmp_path):
-    done = script("-n", 2, synthetic, "--train.duration", "2step")
+def losses(config):
+    return [line["loss"] for line in metrics(config.parent / "runs" / config.stem)]
+
+
+PLAIN: dict[int, list[float]] = {}  # by number of ranks: the losses of ranks that no launcher started
+
+
+def plain_losses(config, ranks):
+    if ranks not in PLAIN:
+        outcome = run_ranks(["train", config, *SHORT, "--output_dir", config.parent / "plain" / "runs"], ranks)
+        assert outcome.codes == [0] * ranks, outcome.err
+        PLAIN[ranks] = losses(config.parent / "plain" / config.name)
+        assert len(PLAIN[ranks]) == 3  # two steps and an evaluation
+    return PLAIN[ranks]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ranks", "gpus", "launcher"),
+    [
+        ("single", [], 1, "", "single"),
+        ("torchrun", ["-n", 2], 2, "", "torchrun"),
+        ("mpirun", ["-n", 2], 2, "", "mpirun"),
+        ("accelerate", ["-n", 2], 2, "", "accelerate"),
+        ("accelerate", [], 2, "0,1", "accelerate"),  # launched as on two GPUs; the ranks themselves stay on the CPU
+    ],
+    ids=["single", "torchrun", "mpirun", "accelerate on mpirun", "accelerate on GPUs"],
+)
+def test_the_losses_are_those_of_plain_ranks(synthetic, name, options, ranks, gpus, launcher):
+    if name == "mpirun" or (name, gpus) == ("accelerate", ""):
+        require("mpirun")
+    done = script(name, *options, synthetic, *SHORT, CUDA_VISIBLE_DEVICES=gpus)
     assert done.returncode == 0, done.stderr
-    assert "20 per rank × 2 ranks × 6 accumulated = 240" in done.stdout
-    assert len(metrics(tmp_path / "runs" / "tiny", "train")) == 2
+    assert f"20 per rank × {ranks} rank" in done.stdout
+    assert re.search(rf"^launcher +{launcher}, ", done.stdout, re.MULTILINE)
+    assert "\x1b" not in done.stdout  # it is no terminal
+    assert losses(synthetic) == plain_losses(synthetic, ranks)
 
 
-def test_wrong_use_is_explained():
-    assert script("--help").returncode == 0
-    assert script("-h").stdout.startswith("usage: launch/torchrun.sh")
-    assert script().returncode == 2
-    done = script("-N", 2, "x.yaml")
+def test_bad_input_ends_with_2_and_is_said_once(synthetic, tmp_path):
+    """torchrun itself ends with 1; the file of a caller is used, and what an earlier run left in it is not."""
+    file = tmp_path / "exit_code"
+    file.write_text("75")
+    given = ["torchrun", "-n", 2, synthetic, "--optim.momentum", "1.5"]
+    done = script(*given, DISTCNN_EXIT_CODE_FILE=str(file))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("optim.momentum = 1.5") == 1
+    assert file.read_text().strip() == "2"
+
+
+def processes_of(config):
+    def mentions(process):
+        try:
+            return str(config) in process.cmdline()
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if mentions(process)]
+
+
+class LongRun:
+    """launch/torchrun.sh on two ranks, with a checkpoint every third step, in the middle of a long training."""
+
+    def __init__(self, config, *options):
+        self.config, self.folder = config, config.parent / "runs" / config.stem
+        endless = ["--train.duration", "1000000step", "--train.threads", "1", "--eval.every", "1000000step"]
+        saving = ["--checkpoint.every", "3step", "--checkpoint.resume", "auto", "--tracking.log_every", "1"]
+        command = [LAUNCH / "torchrun.sh", "-n", "2", *options, config, *endless, *saving]
+        environment = clean_environment() | ENVIRONMENT
+        self.output = config.parent / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in processes_of(self.config):
+            process.kill()
+        self.process.wait()
+
+    def wait_for(self, what):
+        """Poll the complete lines of metrics.jsonl until `what` of them holds; returns them."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.output.read_text()
+            if (self.folder / "metrics.jsonl").exists() and what(found := metrics(self.folder)):
+                return found
+            time.sleep(0.1)
+        raise TimeoutError(self.output.read_text())
+
+    def stop(self, number):
+        self.process.send_signal(number)
+        return self.process.wait(TIMEOUT)
+
+    def assert_stopped_and_saved(self):
+        assert processes_of(self.config) == []
+        stopped = metrics(self.folder, "event")[-1]
+        assert stopped["event"] == "stopped"
+        newest, damaged = Checkpoints(self.folder / "checkpoints", 2).newest_whole()
+        assert not damaged
+        assert load(newest)["state"]["step"] == stopped["step"]
+        return stopped
+
+
+def test_term_saves_and_ends_with_75(synthetic):
+    with LongRun(synthetic) as run:
+        run.wait_for(lambda lines: len(lines) > 4)
+        assert run.stop(signal.SIGTERM) == 75, run.output.read_text()
+        assert "SIGTERM" in run.assert_stopped_and_saved()["message"]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_but_not_after_usr1(synthetic):
+    require("pkill")
+    with LongRun(synthetic, "-r", "2") as run:
+        run.wait_for(lambda lines: len(lines) > 4)
+        ranks = [process for process in processes_of(synthetic) if "-u" in process.cmdline()]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        lines = run.wait_for(lambda lines: lines[-1]["kind"] == "train" and any("event" in line for line in lines))
+        assert [line["event"] for line in lines if "event" in line] == ["resumed"]
+        assert run.stop(signal.SIGUSR1) == 75, run.output.read_text()
+        assert "SIGUSR1" in run.assert_stopped_and_saved()["message"]
+        assert len(metrics(run.folder, "event")) == 2
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_and_wrong_use(name):
+    for option in ("-h", "--help"):
+        done = script(name, option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"usage: launch/{name}.sh")
+    for arguments in ([], ["-z", "x.yaml"]):
+        done = script(name, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"usage: launch/{name}.sh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("torchrun", ["-N", "2"], "-N 2 needs -m HOST:PORT"),
+        ("torchrun", ["-N", "1:2", "-m", "host"], "-N 1:2 needs -m HOST:PORT"),
+        ("torchrun", ["-N", "two"], "-N two: should be a number of nodes, or MIN:MAX"),
+        ("torchrun", ["-n", "0x2"], "-n 0x2: should be a whole number of 1 or more"),
+        ("torchrun", ["-r", "-1"], "-r -1: should be a whole number of 0 or more"),
+        ("mpirun", ["-f", "no/such"], "-f no/such: no such file"),
+        ("mpirun", ["-f", os.devnull], "-f /dev/null: no such file"),
+        ("accelerate", ["-n", "0"], "-n 0: should be a whole number of 1 or more"),
+        ("accelerate", ["-c", "no/such"], "-c no/such: no such file"),
+        ("accelerate", ["-N", "2", "-i", "0"], "-N 2 needs -m HOST:PORT"),
+        ("accelerate", ["-N", "2", "-m", "host:1"], "-N 2 needs -i INDEX"),
+        ("accelerate", ["-N", "2", "-m", "host:1", "-i", "2"], "-i 2: should be below -N 2"),
+    ],
+)
+def test_wrong_options_are_explained(name, options, expected):
+    done = script(name, *options, "x.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"launch/{name}.sh: {expected}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["mpirun", "accelerate"])
+def test_without_mpirun_the_message_says_so(tmp_path, name):
+    for tool in ("bash", "dirname", "awk", "wc", "tr"):
+        (tmp_path / tool).symlink_to(next(p for p in map(Path, os.get_exec_path()) if (p / tool).exists()) / tool)
+    done = script(name, "-n", 2, "x.yaml", PATH=f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}")
     assert done.returncode == 2
-    assert "needs -m HOST:PORT" in done.stderr
+    assert done.stderr.startswith(f"launch/{name}.sh: needs mpirun")
+    assert done.stderr.count("\n") == 1
+
+
+# What accelerate.sh makes of what it finds: options, GPUs → Accelerate's file and arguments.
+GPUS = {
+    "one GPU": ([], 1, "one_gpu", {"num_processes": 1}),
+    "all GPUs": ([], 8, "all_gpus", {"num_processes": 8}),
+    "some GPUs": (["-n", 4], 8, "all_gpus", {"num_processes": 4}),
+    "first node": (["-N", 2, "-i", 0, "-m", "host:29501"], 8, "several_nodes",
+                   {"num_processes": 16, "num_machines": 2, "machine_rank": 0, "main_process_ip": "host",
+                    "main_process_port": 29501}),
+    "second node": (["-N", 2, "-i", 1, "-m", "host:29501", "-n", 3], 8, "several_nodes",
+                    {"num_processes": 6, "num_machines": 2, "machine_rank": 1}),
+    "one CPU rank": (["-n", 1], 0, "cpu", {"num_processes": 1, "cpu": True, "mpirun_hostfile": None}),
+    "two CPU ranks": ([], 0, "cpu", {"num_processes": 2, "cpu": True}),
+    "hosts": (["-f", "HOSTS"], 8, "cpu", {"num_processes": 6, "num_machines": 2, "main_process_ip": "host1",
+                                          "mpirun_hostfile": "HOSTS"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GPUS)
+def test_accelerate_gets_the_right_file_and_arguments(tmp_path, case):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    options, gpus, file, expected = GPUS[case]
+    if file == "cpu" and options != ["-n", 1]:
+        require("mpirun")
+    fakes = {"accelerate": 'printf "%s\\n" "$@"', "nvidia-smi": f'for i in $(seq {gpus}); do echo "GPU $i: H100"; done'}
+    for name, lines in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# two\nhost1 slots=3\n\nhost2   slots=3 # same\n")
+    options = [hosts if option == "HOSTS" else option for option in options]
+    done = script("accelerate", *options, "x.yaml", "--optim.lr", "1", PATH=f"{tmp_path}{os.pathsep}{PATH}",
+                  CUDA_VISIBLE_DEVICES="all" if gpus else "")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    command, *arguments = done.stdout.splitlines()
+    assert command == "launch"
+    parsed = launch_command_parser().parse_args(arguments)
+    assert Path(parsed.config_file) == LAUNCH / "accelerate" / f"{file}.yaml"
+    expected = {key: str(hosts) if value == "HOSTS" else value for key, value in expected.items()}
+    assert {key: getattr(parsed, key) for key in expected} == expected
+    assert (parsed.mpirun_hostfile is None) == (file != "cpu" or parsed.num_processes == 1)
+    assert parsed.training_script_args == ["train", "x.yaml", "--optim.lr", "1"]
+    config = load_config_from_file(parsed.config_file)  # refuses keys that Accelerate does not know
+    assert config.mixed_precision == "no"
+    assert config.distributed_type == {"one_gpu": "NO", "cpu": "MULTI_CPU"}.get(file, "MULTI_GPU")
+    assert f"--config_file launch/accelerate/{file}.yaml" in Path(parsed.config_file).read_text()
+
+
+def test_shellcheck(monkeypatch):
+    monkeypatch.setenv("PATH", PATH)
+    require("shellcheck")
+    files = sorted([*LAUNCH.glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch"), *(ROOT / "tests").glob("*/*.sh")])
+    assert len(files) >= 5
+    done = subprocess.run(["shellcheck", *map(str, files)], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout

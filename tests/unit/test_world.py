@@ -1,90 +1,176 @@
-"""World from an environment: whole, absent, or one clear message."""
+"""World from an environment: of every launcher as it is, or one clear message."""
+
+import re
+from dataclasses import replace
 
 import pytest
+from broken_environments import (
+    ACCELERATE,
+    BARE,
+    BATCH,
+    BROKEN,
+    ELSEWHERE,
+    HYDRA,
+    OPEN_MPI,
+    OPEN_MPI_2,
+    SRUN,
+    TORCHRUN,
+    less,
+)
 
-from distcnn.errors import BadInput
-from distcnn.parallel.world import TORCH_VARIABLES, World, process_group, world_from
+from distcnn.errors import BadEnvironment
+from distcnn.parallel.world import TORCH_VARIABLES, World, spoken_rank, world_from
 
-WHOLE = {
-    "RANK": "3",
-    "WORLD_SIZE": "4",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
+HERE, AT = ("127.0.0.1",), {"master_addrs": ("127.0.0.1",), "master_port": 29500}
+NODE_2 = {"RANK": "3", "WORLD_SIZE": "4", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"}  # torchrun's second node of two
+FIRST = {"MASTER_ADDR": "node1"}
+STEP_NAME, MPI_NAME = "slurm-try-1.0.0", "mpi-716111873"
+ON_NODE_1 = {"master_addrs": ("node1",), "job": STEP_NAME}
+DAEMONS = ("10.0.0.2", "10.1.0.2")
+UNEVEN = SRUN | {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "3,1"}
+MPI_NODE_2 = OPEN_MPI_2 | ELSEWHERE | {"OMPI_COMM_WORLD_RANK": "1"}
+
+# where → (environment, World); where the ranks agree on a port by the job's name, the table tells the name only
+GOOD = {
+    "no launcher": ({"PATH": "/bin"}, World()),
+    "an unrelated MASTER_ADDR": ({"MASTER_ADDR": "somewhere", "MASTER_PORT": "29500"}, World()),
+    "bare variables": (BARE, World(1, 2, 1, 2, launcher="environment", gpu=1, **AT)),
+    "bare variables, node 2 of 2": (BARE | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, World(3, 4, 1, 2, 1, 2, "environment", gpu=1, **AT)),
+    "bare, one process needs no address": ({"RANK": "0", "WORLD_SIZE": "1"}, World(launcher="environment")),
+    "bare, one process and an empty address": ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": ""}, World(launcher="environment")),
+    "bare variables that agree with srun": (BARE | SRUN | {"SLURM_PROCID": "1"}, World(1, 2, 1, 2, launcher="environment", gpu=1, **AT)),
+    "bare variables that agree with mpirun": (BARE | OPEN_MPI, World(1, 2, 1, 2, launcher="environment", gpu=1, **AT)),
+    "torchrun": (TORCHRUN, World(1, 2, 1, 2, launcher="torchrun", gpu=1, **AT)),
+    "torchrun, 1 process": (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, World(launcher="torchrun")),
+    "torchrun, node 2 of 2": (TORCHRUN | NODE_2, World(3, 4, 1, 2, 1, 2, "torchrun", gpu=1, **AT)),
+    "torchrun, one worker on node 2 of 2": (TORCHRUN | NODE_2 | {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, World(2, 3, 0, 1, 1, 2, "torchrun", **AT)),
+    "torchrun, an agent a task": (SRUN | TORCHRUN | NODE_2 | {"SLURM_PROCID": "1", "SLURM_NODEID": "1"}, World(3, 4, 1, 2, 1, 2, "torchrun", gpu=1, **AT)),
+    "torchrun, 2 workers in the only task of a step": (SRUN | TORCHRUN | {"SLURM_STEP_NUM_TASKS": "1"}, World(1, 2, 1, 2, launcher="torchrun", gpu=1, **AT)),
+    "torchrun, an elastic job that lost an agent": (SRUN | TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "3"}, World(1, 2, 1, 2, launcher="torchrun", gpu=1, **AT)),
+    "torchrun in a batch script": (BATCH | TORCHRUN, World(1, 2, 1, 2, launcher="torchrun", gpu=1, **AT)),
+    "accelerate launch --multi_gpu": (TORCHRUN | ACCELERATE, World(1, 2, 1, 2, launcher="accelerate", gpu=1, **AT)),
+    "accelerate launch, 1 process": (ACCELERATE, World(launcher="accelerate")),
+    "accelerate launch --mpirun_hostfile": (OPEN_MPI | ACCELERATE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, World(1, 2, 1, 2, 0, 1, "accelerate", HERE, job=MPI_NAME, gpu=1)),
+    "srun": (SRUN, World(0, 2, 0, 1, 0, 2, "srun", **ON_NODE_1)),
+    "srun, node 2 of 2": (SRUN | {"SLURM_PROCID": "1", "SLURM_NODEID": "1"}, World(1, 2, 0, 1, 1, 2, "srun", **ON_NODE_1)),
+    "srun, 3 + 1 tasks: the third": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, World(2, 4, 2, 3, 0, 2, "srun", gpu=2, **ON_NODE_1)),
+    "srun, 3 + 1 tasks: the last": (UNEVEN | {"SLURM_PROCID": "3", "SLURM_NODEID": "1"}, World(3, 4, 0, 1, 1, 2, "srun", **ON_NODE_1)),
+    "srun --gpus-per-node 3": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_GPUS_ON_NODE": "3"}, World(2, 4, 2, 3, 0, 2, "srun", gpu=2, **ON_NODE_1)),
+    "srun --gpus-per-task a100:1": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_GPUS_PER_TASK": "a100:1", "SLURM_GPUS_ON_NODE": "1"}, World(2, 4, 2, 3, 0, 2, "srun", gpu=0, **ON_NODE_1)),
+    "srun, one task": (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4"}, World(launcher="srun")),
+    "srun --mpi=pmi2": (SRUN | {"PMI_RANK": "0", "PMI_SIZE": "2"}, World(0, 2, 0, 1, 0, 2, "srun", **ON_NODE_1)),
+    "srun, an unrelated MASTER_ADDR": (SRUN | {"MASTER_ADDR": "somewhere"}, World(0, 2, 0, 1, 0, 2, "srun", **ON_NODE_1)),
+    "srun, requeued": (SRUN | {"SLURM_RESTART_COUNT": "2"}, World(0, 2, 0, 1, 0, 2, "srun", ("node1",), job="slurm-try-1.0.2")),
+    "a batch script": (BATCH, World()),
+    "mpirun": (OPEN_MPI, World(1, 2, 1, 2, 0, 1, "mpirun", HERE, job=MPI_NAME, gpu=1)),
+    "mpirun, 1 process": (OPEN_MPI | {f"OMPI_COMM_WORLD_{name}": "01"["SIZE" in name] for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")}, World(launcher="mpirun")),
+    "mpirun, no job's name": (less(OPEN_MPI, "PMIX_NAMESPACE") | {"MASTER_PORT": "29500"}, World(1, 2, 1, 2, 0, 1, "mpirun", gpu=1, **AT)),
+    "mpirun, an older one's job": (less(OPEN_MPI, "PMIX_NAMESPACE") | {"OMPI_MCA_ess_base_jobid": "716111873"}, World(1, 2, 1, 2, 0, 1, "mpirun", HERE, job=MPI_NAME, gpu=1)),
+    "mpirun, node 1 of 2": (OPEN_MPI_2, World(0, 2, 0, 1, 0, 2, "mpirun", DAEMONS, job=MPI_NAME)),
+    "mpirun, node 2 of 2": (MPI_NODE_2, World(1, 2, 0, 1, 1, 2, "mpirun", DAEMONS, job=MPI_NAME)),
+    "mpirun -x MASTER_ADDR, node 1 of 2": (OPEN_MPI_2 | ELSEWHERE | FIRST, World(0, 2, 0, 1, 0, 2, "mpirun", ("node1", *DAEMONS), job=MPI_NAME)),
+    "mpirun in a batch script": (BATCH | OPEN_MPI, World(1, 2, 1, 2, 0, 1, "mpirun", HERE, job=MPI_NAME, gpu=1)),
+    "mpirun, its daemon in a step": (SRUN | MPI_NODE_2 | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}, World(1, 2, 0, 1, 1, 2, "mpirun", DAEMONS, job=MPI_NAME)),
+    "hydra, node 2 of 2": (HYDRA, World(1, 2, 0, 1, 1, 2, "mpirun", ("10.0.0.2",), 29500)),
+    "hydra, one node": (HYDRA | {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, World(1, 2, 1, 2, 0, 1, "mpirun", HERE, 29500, gpu=1)),
+}  # fmt: skip
 
 
-def problems(environment):
-    with pytest.raises(BadInput) as caught:
+@pytest.mark.parametrize("where", GOOD)
+def test_the_world_of_every_launcher(where):
+    environment, expected = GOOD[where]
+    world = world_from(environment)
+    if expected.job:
+        assert 20_000 <= world.master_port < 32_000  # below the ports that the kernel hands out by itself
+    assert world == (replace(expected, master_port=world.master_port) if expected.job else expected)
+    assert world.is_main == (world.rank == 0)
+    assert world.size == 1 or spoken_rank(environment) == (world.rank, world.local_rank)
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_a_broken_environment_is_refused_with_variable_and_cure(wrong):
+    environment, variable, cure = BROKEN[wrong]
+    with pytest.raises(BadEnvironment) as caught:
         world_from(environment)
-    return caught.value.problems
-
-
-def test_no_launcher_is_a_world_of_one():
-    assert world_from({}) == world_from({"PATH": "/bin", "MASTER_ADDR": "somewhere"}) == World(0, 1, 0, 1, "single")
-    assert world_from({}).is_main
-
-
-def test_a_whole_environment():
-    assert world_from(WHOLE) == World(3, 4, 1, 4, "environment")
-    torchrun = WHOLE | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
-    assert world_from(torchrun) == World(3, 4, 1, 2, "torchrun")
-    assert not world_from(torchrun).is_main
-    assert world_from(WHOLE | {"RANK": "0"}).is_main
-
-
-def test_one_process_needs_no_address():
-    assert world_from({"RANK": "0", "WORLD_SIZE": "1"}) == World(launcher="environment")
-
-
-@pytest.mark.parametrize("missing", TORCH_VARIABLES)
-def test_one_missing_variable_is_named(missing):
-    (problem,) = problems({name: value for name, value in WHOLE.items() if name != missing})
-    assert problem.startswith(f"{missing} is not set")
+    problems = caught.value.problems
+    assert [f" {variable}" in f" {problem}" and cure in problem for problem in problems].count(True) == 1, problems
+    for problem in problems:  # those beside the expected one too: what, and what would be right
+        assert re.match(r"[A-Z][A-Z_]+ (= |is )", problem), problem
+        assert re.search(r"should |export|set it|unset|give |ask for|start distcnn|a port is", problem, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("given", ["RANK", "WORLD_SIZE"])
 def test_each_of_several_missing_variables_is_named(given):
-    found = problems({given: WHOLE[given]})
-    assert [problem.split()[0] for problem in found] == [name for name in TORCH_VARIABLES if name != given]
-    assert all(f"but {given} is" in problem for problem in found)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"RANK": "4"}, ["RANK = 4", "WORLD_SIZE = 4"]),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, ["RANK = 0", "WORLD_SIZE = 0"]),
-        ({"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, ["LOCAL_RANK = 2", "LOCAL_WORLD_SIZE = 2"]),
-        ({"LOCAL_WORLD_SIZE": "5"}, ["LOCAL_WORLD_SIZE = 5", "WORLD_SIZE = 4"]),
-    ],
-)
-def test_numbers_that_contradict_each_other(changes, named):
-    (problem,) = problems(WHOLE | changes)
-    assert all(name in problem for name in named)
+    with pytest.raises(BadEnvironment) as caught:
+        world_from({given: BARE[given]})
+    named = [problem.split()[0] for problem in caught.value.problems]
+    assert named == [name for name in TORCH_VARIABLES if name != given]
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
-@pytest.mark.parametrize("text", ["", "two", "-1", "1.0"])
+@pytest.mark.parametrize("text", ["", "two", "-1", "1.0", " 1"])
 def test_not_a_number(name, text):
-    (problem,) = problems(WHOLE | {name: text})
+    with pytest.raises(BadEnvironment) as caught:
+        world_from(BARE | {name: text})
+    (problem,) = caught.value.problems
     assert problem.startswith(f"{name} = {text!r} in the environment")
 
 
 @pytest.mark.parametrize(
-    ("name", "launcher"),
-    [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "MPI")],
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node[1-2]", "node1"),
+        ("gpu[07-09,12]-ib", "gpu07-ib"),
+        ("gpu[12,07-09],login", "gpu12"),
+        ("login,gpu[07-09]", "login"),
+        ("rack[3-4]node[01-16]", "rack3node01"),
+        ("a-1.example.org,b-2.example.org", "a-1.example.org"),
+    ],
 )
-def test_several_tasks_that_do_not_know_of_each_other(name, launcher):
-    (problem,) = problems({name: "4", "SLURM_PROCID": "2", "OMPI_COMM_WORLD_RANK": "2"})
-    assert problem.startswith(f"{name} = 4")
-    assert launcher in problem
-    assert world_from({name: "1"}) == World()
-    assert world_from({name: "4", **WHOLE}) == World(3, 4, 1, 4, "environment")
+def test_the_first_host_of_a_list(nodes, first):
+    assert world_from(SRUN | {"SLURM_STEP_NODELIST": nodes}).master_addrs == (first,)
+    assert world_from(less(SRUN, "SLURM_STEP_NODELIST") | {"SLURM_JOB_NODELIST": nodes}).master_addrs == (first,)
 
 
-def test_a_single_process_makes_no_group():
-    import torch.distributed as dist
+@pytest.mark.parametrize(
+    ("counts", "sizes"), [("4", [4]), ("2(x2)", [2, 2]), ("3,1", [3, 1]), ("1,2(x3),1", [1, 2, 2, 2, 1])]
+)
+def test_the_tasks_of_a_step_make_one_world(counts, sizes):
+    worlds, size = [], sum(sizes)
+    for node, tasks in enumerate(sizes):
+        for local in range(tasks):
+            own = {"SLURM_PROCID": len(worlds), "SLURM_LOCALID": local, "SLURM_NODEID": node}
+            shared = {"SLURM_STEP_NUM_TASKS": size, "SLURM_STEP_TASKS_PER_NODE": counts}
+            worlds.append(world_from(SRUN | {name: str(value) for name, value in (own | shared).items()}))
+    assert [world.rank for world in worlds] == list(range(size))
+    places = [(node, local) for node, tasks in enumerate(sizes) for local in range(tasks)]
+    assert [(world.node, world.local_rank) for world in worlds] == places
+    assert [world.local_size for world in worlds] == [tasks for tasks in sizes for _ in range(tasks)]
+    shared = {(w.size, w.nodes, w.master_addrs, w.master_port, w.job) for w in worlds}
+    assert shared == {(size, len(sizes), ("node1",), worlds[0].master_port, STEP_NAME)}
 
-    with process_group(World(), cuda=False, timeout_s=1):
-        assert not dist.is_initialized()
+
+def test_no_two_jobs_bear_one_name():
+    changes = [{}, {"SLURM_JOB_ID": "2"}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_CLUSTER_NAME": "two"},
+               {"SLURM_JOB_ID": "11", "SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "11"}]  # fmt: skip
+    names = [world_from(SRUN | change).job for change in changes]
+    names += [world_from(OPEN_MPI | {"PMIX_NAMESPACE": name}).job for name in ("1", "716111873")]
+    assert len(set(names)) == len(names)
+    assert None not in names
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        ({}, (0, 0)),
+        ({"RANK": "x", "SLURM_PROCID": "3"}, (0, 0)),  # the innermost launcher's, even where it is wrong
+        ({"RANK": "3"}, (3, 0)),
+        (SRUN | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 1)),
+        (SRUN | OPEN_MPI, (1, 1)),
+        (SRUN | BARE, (1, 1)),
+        (HYDRA, (1, 0)),
+    ],
+)
+def test_who_speaks_is_known_without_a_world(environment, ranks):
+    assert spoken_rank(environment) == ranks

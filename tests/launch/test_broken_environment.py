@@ -1,0 +1,79 @@
+"""Launchers' variables that cannot be right, and ranks that cannot meet: one message, exit code 2, nothing half made."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from socketserver import BaseRequestHandler, TCPServer
+from threading import Thread
+
+from broken_environments import BARE, BROKEN, OPEN_MPI
+from conftest import Outcome, clean_environment, free_port
+
+HANG = 120  # seconds until a process counts as hung
+STUB = "raise SystemExit('torch was imported: a process group could exist')\n"
+
+
+def train(config, *arguments, **environment):
+    """One process with exactly these launcher's variables, in the config's folder."""
+    command = [sys.executable, "-m", "distcnn", "train", config, *arguments]
+    environment = clean_environment() | environment
+    done = subprocess.run(command, cwd=config.parent, env=environment, text=True, capture_output=True, timeout=HANG)
+    return Outcome([done.returncode], done.stdout, done.stderr)
+
+
+def test_every_broken_environment_ends_with_one_message(synthetic, tmp_path):
+    (tmp_path / "torch.py").write_text(STUB)
+    with ThreadPoolExecutor(6) as pool:  # ranks other than 0 wait a little before they speak
+        outcomes = pool.map(lambda wrong: train(synthetic, **BROKEN[wrong][0]), BROKEN)
+    failures = {}
+    for (wrong, (_, variable, cure)), outcome in zip(BROKEN.items(), outcomes, strict=True):
+        title, *problems = outcome.err.splitlines() or [""]
+        named = [f" {variable}" in problem and cure in problem for problem in problems].count(True)
+        whole = title == "distcnn: bad environment" and all(problem.startswith("  ") for problem in problems)
+        if not (whole and named == 1 and outcome.codes == [2] and not outcome.out):
+            failures[wrong] = outcome
+    assert not failures
+    assert not (tmp_path / "runs").exists()
+
+
+# who is alone → (environment, what is said of the others)
+ALONE = {
+    "the first": (BARE | {"RANK": "0", "LOCAL_RANK": "0"}, "1/2 clients joined"),
+    "the second": (BARE, "could not meet the others"),
+    "the first under mpirun": (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "could not meet the others"),
+    "the second under mpirun": (OPEN_MPI | {"PMIX_NAMESPACE": "2"}, "no rank 0 of mpi-2"),
+}  # fmt: skip
+
+
+def test_nobody_else_comes(synthetic, tmp_path):
+    def alone(environment):
+        port = {"MASTER_PORT": str(free_port())} if "MASTER_PORT" in environment else {}
+        return train(synthetic, "--train.timeout", "5", **(environment | port))
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(alone, [environment for environment, _ in ALONE.values()]))
+    for (_, said), outcome in zip(ALONE.values(), outcomes, strict=True):
+        assert outcome.codes == [2], outcome.err
+        assert outcome.err.count("distcnn: bad environment") == 1
+        assert "within 5 s (train.timeout)" in outcome.err
+        assert said in outcome.err, outcome.err
+        assert "Traceback" not in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_port_in_use(synthetic, tmp_path):
+    """By another program, that hangs up on whoever calls. Each rank knows of its own trouble only."""
+    with TCPServer(("", 0), BaseRequestHandler) as other, ThreadPoolExecutor() as pool:
+        Thread(target=other.serve_forever, daemon=True).start()
+        shared = BARE | {"MASTER_PORT": str(other.server_address[1])}
+        ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        outcomes = list(pool.map(lambda own: train(synthetic, "--train.timeout", "5", **own), ranks))
+        other.shutdown()
+    for outcome in outcomes:
+        assert outcome.codes == [2], outcome.err
+        assert outcome.err.count("distcnn: bad environment") == 1
+        assert f"MASTER_PORT = {shared['MASTER_PORT']}" in outcome.err
+        assert "Traceback" not in outcome.err
+    assert "is in use by another program" in outcomes[0].err
+    assert "export another" in outcomes[0].err
+    assert not (tmp_path / "runs").exists()
