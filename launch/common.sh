@@ -65,6 +65,7 @@ supervise() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     trap 'on_signal TERM 75' TERM HUP
     trap 'on_signal INT 130' INT
+    trap 'on_signal USR1 75' USR1
     trap 'on_signal USR2 75' USR2
     # A process group of its own: else Ctrl-C on a terminal would reach the launcher twice, and the second one counts
     # as impatience. USR1 and USR2 are ignored, because a scheduler may send them to every process, and a launcher
@@ -118,7 +119,7 @@ hand_on() {
 keep_telling() {
     [ -z "$teller" ] || return 0
     while kill -0 "$launcher"; do
-        pkill "-$1" -P "$launcher" || kill -s TERM "$launcher"
+        kill "-$1" "$launcher"
         sleep 1
     done > /dev/null 2>&1 &
     teller=$!

@@ -134,16 +134,23 @@ def network_interface(world: World) -> str | None:
     loopback = next((name for name in psutil.net_if_addrs() if name.startswith("lo")), None)
     if world.local_size == world.size:
         return loopback
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((world.master_addrs[0], world.master_port or 9))  # sends nothing: it only picks the route
-            own = probe.getsockname()[0]
-        except OSError:
-            own = None
-    for name, addresses in psutil.net_if_addrs().items():
-        if name != loopback and own in [address.address for address in addresses]:
-            return name
-    return None
+    addresses = {a.address: name for name, known in psutil.net_if_addrs().items() if name != loopback for a in known}
+    # Rank 0's own name may lead it to the loopback interface: then the one of the default route (192.0.2.1 is an
+    # address of RFC 5737, nobody's), else the first that is up.
+    for host in (world.master_addrs[0], "192.0.2.1"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((host, 9))  # sends nothing: it only picks the route
+            except OSError:
+                continue
+            if name := addresses.get(probe.getsockname()[0]):
+                return name
+    return next((name for name in up_interfaces() if name in addresses.values()), None)
+
+
+def up_interfaces() -> list[str]:
+    """The network interfaces in use, but the loopback one."""
+    return [name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith("lo")]
 
 
 def describe_network(world: World) -> str:

@@ -100,13 +100,30 @@ def test_a_single_process_makes_no_group():
         assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize("given", [None, "eth7"])
-def test_a_given_interface_is_kept(monkeypatch, given):
-    world = World(0, 2, 0, 2, launcher="environment", master_addrs=("127.0.0.1",), master_port=1)
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", given or "")
-    if given is None:
-        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A meeting of two, without the other one."""
     for name in ("init_process_group", "destroy_process_group"):
         monkeypatch.setattr(dist, name, lambda *_, **__: None)
-    with process_group(world, cuda=False, timeout_s=1):
-        assert os.environ["GLOO_SOCKET_IFNAME"] == (given or network_interface(world))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever becomes of it
+        monkeypatch.delenv(name)
+    return World(1, 2, 1, 2, launcher="mpirun", master_addrs=("127.0.0.1",), master_port=1, gpu=0)
+
+
+@pytest.mark.parametrize("given", [None, "eth7"])
+def test_a_given_interface_is_kept(stand_in, monkeypatch, given):
+    if given:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    with process_group(stand_in, cuda=False, timeout_s=1):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == (given or network_interface(stand_in))
+
+
+def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")  # what the launcher has set is left alone
+    before = {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"}
+    with pytest.raises(KeyError), process_group(stand_in, cuda=False, timeout_s=1):
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        assert [os.environ[name] for name in names] == ["1", "two", "0", "2"]
+        raise KeyError
+    assert {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"} == before

@@ -54,8 +54,13 @@ class Cluster:
                     self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             time.sleep(1)
 
+    def until_idle(self) -> None:
+        """Wait until both nodes are there and have nothing to do."""
+        command = ["sinfo", "-h", "-N", "-p", "main", "-o", "%t"]
+        self.until(lambda: self.run(*command).stdout.split() == ["idle", "idle"], "two idle nodes")
+
     def finish(self, *jobs: str) -> None:
-        """Wait until the jobs have ended, and ended well."""
+        """Wait until the jobs have ended."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "PREEMPTED")
         for job in jobs:
             self.until(lambda job=job: self.field(job, "JobState") in ended, f"job {job} to end")

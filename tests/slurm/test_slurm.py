@@ -171,6 +171,7 @@ def test_of_an_array_only_the_preempted_element_is_requeued(cluster, long, tmp_p
 
 @pytest.mark.slow
 def test_elastic_goes_on_with_the_node_that_is_left(cluster, long, tmp_path):
+    cluster.until_idle()
     run = tmp_path / "runs" / "elastic"
     job = cluster.submit(
         long, "--launcher", "elastic", "--nodes", 2, "--name", "elastic", "--tracking.wandb", "disabled"
@@ -184,7 +185,7 @@ def test_elastic_goes_on_with_the_node_that_is_left(cluster, long, tmp_path):
     assert "world_size was 2, is 1" in resumed["message"]
     assert resumed["step"] >= 60
     cluster.power("poweron", "node2")
-    cluster.until(lambda: cluster.run("sinfo", "-h", "-n", "node2", "-p", "main", "-o", "%t").stdout.strip() == "idle", "node2")  # fmt: skip
+    cluster.until(lambda: "node2 idle" in cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").stdout, "node2")
     # The next restart, here by the scheduler's warning, finds both nodes.
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.until(lambda: cluster.field(job, "Restarts") == "1", "the job to be requeued")
