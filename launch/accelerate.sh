@@ -94,4 +94,4 @@ else
     fi
 fi
 
-supervise accelerate launch --quiet --config_file "$config" "${options[@]}" -m distcnn train "$@"
+supervise torchrun --standalone --nproc_per_node 2 -m distcnn train "$@"

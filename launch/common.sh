@@ -119,7 +119,7 @@ hand_on() {
 keep_telling() {
     [ -z "$teller" ] || return 0
     while kill -0 "$launcher"; do
-        kill "-$1" "$launcher"
+        pkill "-$1" -P "$launcher" || kill -s TERM "$launcher"
         sleep 1
     done > /dev/null 2>&1 &
     teller=$!

@@ -65,7 +65,8 @@ def _header(job: Job) -> Iterator[str]:
     lines = {
         "job-name": job.name,
         "nodes": f"1-{job.nodes}" if job.launcher == "elastic" else job.nodes,
-        "ntasks-per-node": job.ranks_per_node // per_rank,
+        # With it, Slurm is content with the least number of nodes.
+        "ntasks-per-node": job.ranks_per_node // per_rank if job.launcher != "elastic" else None,
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_rank and job.cpus_per_rank * per_rank,
         "time": job.time,

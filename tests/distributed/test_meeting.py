@@ -122,8 +122,12 @@ def test_a_given_interface_is_kept(stand_in, monkeypatch, given):
 def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")  # what the launcher has set is left alone
     before = {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"}
-    with pytest.raises(KeyError), process_group(stand_in, cuda=False, timeout_s=1):
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        assert [os.environ[name] for name in names] == ["1", "two", "0", "2"]
-        raise KeyError
+
+    def inside():
+        with process_group(stand_in, cuda=False, timeout_s=1):
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            assert [os.environ[name] for name in names] == ["1", "two", "0", "2"]
+            raise KeyError
+
+    pytest.raises(KeyError, inside)
     assert {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"} == before

@@ -39,7 +39,8 @@ def hosts() -> Iterator[list[str]]:
         for link in ("eth0", "eth1"):  # eth1 leads nowhere
             ip("link", "add", f"dc{i}{link}", "type", "veth", "peer", "name", link, "netns", name)
             ip("-n", name, "link", "set", link, "up")
-        ip("link", "set", f"dc{i}eth0", "master", bridge, "up")
+            ip("link", "set", f"dc{i}{link}", "up")
+        ip("link", "set", f"dc{i}eth0", "master", bridge)
         ip("-n", name, "addr", "add", f"{NET}.{i}/24", "dev", "eth0")
         ip("-n", name, "addr", "add", f"10.79.{i}.1/24", "dev", "eth1")
         ip("-n", name, "link", "set", "lo", "up")
