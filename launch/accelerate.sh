@@ -94,4 +94,4 @@ else
     fi
 fi
 
-supervise torchrun --standalone --nproc_per_node 2 -m distcnn train "$@"
+supervise accelerate launch --quiet --config_file "$config" "${options[@]}" -m distcnn train "$@"
