@@ -129,5 +129,6 @@ def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
             assert [os.environ[name] for name in names] == ["1", "two", "0", "2"]
             raise KeyError
 
-    pytest.raises(KeyError, inside)
+    with pytest.raises(KeyError):
+        inside()
     assert {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"} == before

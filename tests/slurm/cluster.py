@@ -54,10 +54,13 @@ class Cluster:
                     self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             time.sleep(1)
 
+    def node(self, name: str) -> str:
+        """The state of a node: idle, mix, down*, …"""
+        return self.run("sinfo", "-h", "-n", name, "-p", "main", "-o", "%t").stdout.strip()
+
     def until_idle(self) -> None:
         """Wait until both nodes are there and have nothing to do."""
-        command = ["sinfo", "-h", "-N", "-p", "main", "-o", "%t"]
-        self.until(lambda: self.run(*command).stdout.split() == ["idle", "idle"], "two idle nodes")
+        self.until(lambda: self.node("node1") == self.node("node2") == "idle", "two idle nodes")
 
     def finish(self, *jobs: str) -> None:
         """Wait until the jobs have ended."""
