@@ -74,7 +74,7 @@ def _header(job: Job) -> Iterator[str]:
         "output": job.output,
         "open-mode": "append",
     }
-    yield from (f"#SBATCH --{key}={value}" for key, value in lines.items() if value is not None)
+    yield from (f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in lines.items() if value is not None)
     yield "#SBATCH --requeue"
     if job.launcher == "elastic":
         yield "#SBATCH --no-kill"

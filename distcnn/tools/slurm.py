@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -93,9 +94,14 @@ def _job(options: argparse.Namespace, configs: list[str], overrides: list[str]) 
             for nodes in range(1, options.nodes):  # it may go on with any number of them
                 settings.check(nodes * ranks)
         checked.append(settings.check(options.nodes * ranks))
-    name = str(checked[0].name) if len(configs) == 1 else "distcnn"
+    # Without what sbatch's header or squeue's columns could stumble over.
+    name = re.sub(r"[^\w.+-]", "-", str(checked[0].name)) if len(configs) == 1 else "distcnn"
     if options.array and len(configs) == 1:
-        overrides = [*overrides, "--name", name]  # the elements' names begin with it, wherever it was given
+        overrides = [
+            *overrides,
+            "--name",
+            str(checked[0].name),
+        ]  # the elements' names begin with it, wherever it was given
     pattern = "%x-%A_%a.out" if options.array else "%x-%j.out"
     job = Job(
         launcher=options.launcher, name=name, nodes=options.nodes, ranks_per_node=ranks,
