@@ -9,7 +9,9 @@ die() {
 
 # check_number OPTION VALUE [LEAST]: a whole number, or the end.
 check_number() {
-    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && [ "$2" -ge "${3:-1}" ] || die "$1 $2: should be a whole number of ${3:-1} or more"
+    if ! [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || [ "$2" -lt "${3:-1}" ]; then
+        die "$1 $2: should be a whole number of ${3:-1} or more"
+    fi
 }
 
 # count_gpus: the NVIDIA GPUs that this script's processes may use.

@@ -33,6 +33,7 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
         yield
         return
     own = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.gpu, "LOCAL_WORLD_SIZE": world.local_size}
+    own |= {"MASTER_ADDR": world.master_addrs[0], "MASTER_PORT": world.master_port}  # type: ignore[dict-item]
     added = {name: str(value) for name, value in own.items() if name not in os.environ}
     try:
         with waiting(
@@ -131,10 +132,12 @@ def network_interface(world: World) -> str | None:
 
     On Debian a host's own name is 127.0.1.1, which no other node can reach. None if it cannot be told.
     """
-    loopback = next((name for name in psutil.net_if_addrs() if name.startswith("lo")), None)
+    loopback: str | None = next((name for name in psutil.net_if_addrs() if name.startswith("lo")), None)
     if world.local_size == world.size:
         return loopback
-    addresses = {a.address: name for name, known in psutil.net_if_addrs().items() if name != loopback for a in known}
+    addresses: dict[str, str] = {
+        a.address: name for name, known in psutil.net_if_addrs().items() if name != loopback for a in known
+    }
     # Rank 0's own name may lead it to the loopback interface: then the one of the default route (192.0.2.1 is an
     # address of RFC 5737, nobody's), else the first that is up.
     for host in (world.master_addrs[0], "192.0.2.1"):
