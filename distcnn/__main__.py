@@ -21,6 +21,7 @@ from distcnn.errors import (
     BadEnvironment,
     BadInput,
     DistcnnError,
+    NoMeeting,
     Stopped,
 )
 from distcnn.parallel.world import spoken_rank
@@ -54,9 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     _tell_launcher(code)
-    if any(thread.name == "distcnn-wandb" and thread.is_alive() for thread in threading.enumerate()):
-        os._exit(code)  # a stuck wandb was left behind; its exit handlers would wait for it
+    # A stuck wandb was left behind, or a meeting with a program that does not answer: exit handlers would wait for it.
+    if any(thread.name in ("distcnn-wandb", "distcnn-meeting") for thread in threading.enumerate()):
+        os._exit(code)
     return code
+
+
+def _end_at_once(error: Stopped) -> None:
+    """From a thread beside the main one, which may stand anywhere."""
+    _speak_once(error)
+    _tell_launcher(error.exit_code)
+    os._exit(error.exit_code)
 
 
 def _command(arguments: list[str]) -> int:
@@ -93,7 +102,7 @@ def _train(rest: list[str]) -> int:
     from distcnn.parallel.world import world_from
     from distcnn.parse import Settings
 
-    with catching_signals() as stop:
+    with catching_signals(_end_at_once) as stop:
         world = world_from(os.environ)
         settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
         from distcnn.parallel.engine_accelerate import defaults
@@ -146,14 +155,14 @@ def _speak_once(error: DistcnnError) -> None:
     The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
     the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
     spoken. The first rank of another node that nobody ended knows that only its node has the problem. A rank whose
-    own variables are wrong may be the only one, and speaks too.
+    own variables are wrong, or that missed the others, may be the only one, and speaks too.
     """
     rank, local_rank = spoken_rank(os.environ)
     if rank != 0 and isinstance(error, Stopped):
         return  # all ranks stop together, and rank 0 says so
     if rank != 0:
         # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
-        own = isinstance(error, BadEnvironment)
+        own = isinstance(error, BadEnvironment | NoMeeting)
         time.sleep(2 if own else 60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
         if local_rank != 0 and not own:
             return

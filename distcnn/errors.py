@@ -28,6 +28,10 @@ class BadEnvironment(BadInput):
     """A launcher's variables that cannot be right. Each rank knows of its own only, so each speaks for itself."""
 
 
+class NoMeeting(DistcnnError):  # noqa: N818
+    """The ranks did not all come, or could not reach each other. Another try may help."""
+
+
 class Stopped(DistcnnError):  # noqa: N818
     """A signal ended the run, at a step boundary, on all ranks together."""
 

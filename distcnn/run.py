@@ -22,7 +22,7 @@ from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
 from distcnn.parallel import engine_accelerate
-from distcnn.parallel.collectives import on_main
+from distcnn.parallel.collectives import gather_ranks, on_main
 from distcnn.parallel.device import device_problems, set_up_device
 from distcnn.parallel.engine import AUTOCAST, Engine, autocast
 from distcnn.parallel.engine_accelerate import AccelerateEngine
@@ -127,6 +127,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     parts, stop = prepare(config, world), stop or StopRequest()
     plan, model = parts.plan, parts.model
     with process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout):
+        _check_same(config, parts, world)
         folder = on_main(lambda: make_folder(config), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
         engine = engine_of(config, world)(
@@ -137,8 +138,6 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         if parts.saved:
             engine.load_state_dict(parts.saved)
             state = TrainState(**parts.saved["state"])
-        if on_main(lambda: state.step, "rank 0 to load the checkpoint") != state.step:
-            raise DistcnnError(f"rank {world.rank} found another checkpoint than rank 0: is {folder} on a shared disk?")
         preprocess = _preprocess(config, parts.normalize, parts.device, Augment(
             config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout))  # fmt: skip
         described = _described(config, parts)
@@ -282,6 +281,24 @@ def _trackers(
         known = described["config"] | {"plan": described["plan"]}
         yield wandb_tracking.WandbTracker(
             folder, run_id(folder), mode, tracking.wandb_project, known, tracking.wandb_timeout
+        )
+
+
+def _check_same(config: Config, parts: Parts, world: World) -> None:
+    """Ranks that were started differently would train, each a bit of something else. Raises on all ranks alike."""
+    state = parts.saved["state"] if parts.saved else {"step": 0}
+    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": state["step"], **asdict(parts.plan)}
+    first, *others = gather_ranks(own, "the other ranks to read their data and checkpoint")
+    different = [
+        f"{key} is {first[key]} on rank 0, {other[key]} on rank {rank}"
+        for rank, other in enumerate(others, 1)
+        for key in own
+        if other[key] != first[key] and key not in ("device", "threads")
+    ]
+    if different:
+        raise DistcnnError(
+            f"the ranks are not in the same run: {'; '.join(different)}. All nodes should see the same config, run "
+            "folder and images, and all ranks should get the launcher's variables"
         )
 
 

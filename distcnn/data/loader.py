@@ -3,6 +3,7 @@
 Both give the same samples and the same pixels, in the same order.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,7 @@ class StreamingLoader:
             num_workers=workers,
             pin_memory=preprocess.device.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_group,
             generator=torch.Generator(),  # its own: a worker's base seed is not drawn from the global one
         )
 
@@ -117,6 +119,11 @@ class StreamingLoader:
         for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
             images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
             yield _batch(pre.input(images, draws), labels, micro, self.seed, epoch)
+
+
+def _leave_group(_: int) -> None:
+    """A signal to the rank's process group, as Ctrl-C and Slurm send it, is for the rank, which ends its workers."""
+    os.setpgid(0, 0)
 
 
 class _Requests:

@@ -29,6 +29,16 @@ def stack_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def gather_ranks(value: T, what: str) -> list[T]:
+    """Each rank's value (plain picklable data), on all ranks, in their order. `what` is waited for, as in on_main."""
+    if not dist.is_initialized():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    with waiting(what):
+        dist.all_gather_object(box, value)
+    return box
+
+
 def on_main(decide: Callable[[], T], what: str) -> T:
     """Decide on rank 0 alone; all ranks get its answer (plain picklable data), or raise its BadInput alike.
 

@@ -14,7 +14,7 @@ def device_problems(config: Config, world: World) -> Iterator[Problem]:
     wanted, found = config.train.device, torch.cuda.device_count()
     if wanted == "cuda" and not torch.cuda.is_available():
         yield ("train.device",), "no CUDA device is visible; use auto or cpu"
-    elif wanted != "cpu" and torch.cuda.is_available() and world.gpu >= found:
+    elif wanted != "cpu" and torch.cuda.is_available() and (1 if world.own_gpu else world.local_size) > found:
         yield (
             ("train.device",),
             f"{world.local_size} ranks on this node see {found} GPU{'s' * (found > 1)} (CUDA_VISIBLE_DEVICES = "

@@ -3,17 +3,21 @@
 import errno
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from queue import Empty, Queue
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from distcnn.errors import BadEnvironment
+from distcnn.errors import BadEnvironment, NoMeeting
 from distcnn.parallel.waiting import waiting
 from distcnn.parallel.world import World
 
@@ -27,7 +31,7 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
     On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
     for them. Inside it, torch's variables are set under every launcher, for libraries that look at them (Accelerate).
-    Raises BadEnvironment when the ranks cannot meet.
+    Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's.
     """
     if world.size == 1:
         yield
@@ -35,13 +39,26 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
     own = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.gpu, "LOCAL_WORLD_SIZE": world.local_size}
     own |= {"MASTER_ADDR": world.master_addrs[0], "MASTER_PORT": world.master_port}  # type: ignore[dict-item]
     added = {name: str(value) for name, value in own.items() if name not in os.environ}
+    if interface := network_interface(world):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.update(added)
     try:
-        with waiting(
-            f"the other {world.size - 1} ranks at {':'.join(map(str, (world.master_addrs[0], world.master_port)))}"
-        ):
-            if interface := network_interface(world):
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            store = _agreed_store(world, timeout_s) if world.job else None
+        _meet(world, cuda, timeout_s)
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+    dist.destroy_process_group()
+
+
+def _meet(world: World, cuda: bool, timeout_s: float) -> None:
+    host, port = world.master_addrs[0], world.master_port
+    where, at = f"rank {world.rank} of {world.size} on {socket.gethostname()}", f"{host}:{port}"
+    try:
+        with waiting(f"the other {world.size - 1} ranks at {at}"):
+            # A program at the port that never answers: PyTorch's store would wait for it without end.
+            find = _agreed_store if world.job else _given_store
+            store = _within(timeout_s + 5, lambda: _fresh(find(world, timeout_s), world, timeout_s))
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=store,
@@ -51,24 +68,69 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
                 device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
             )
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-        raise BadEnvironment(_no_meeting(world, timeout_s, error)) from error
-    os.environ.update(added)
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise BadEnvironment(
+                f"MASTER_PORT = {port} on {host} is in use by another program, {where} cannot listen: export another"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NoMeeting(
+            f"{where} could not meet the others at MASTER_ADDR = {host}, MASTER_PORT = {port} within {timeout_s:g} s "
+            f"(train.timeout): {reason}"
+        ) from error
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises; TimeoutError, with `call` left behind in its thread, if it takes too long."""
+    done: Queue[tuple[Any, Exception | None]] = Queue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except Exception as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, name="distcnn-meeting", daemon=True).start()
     try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-    dist.destroy_process_group()
+        answer, error = done.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError("what listens there does not answer; is it another program?") from None
+    if error:
+        raise error
+    return answer
 
 
-def _no_meeting(world: World, timeout_s: float, error: Exception) -> str:
-    host, port = world.master_addrs[0], world.master_port
-    where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-        return f"MASTER_PORT = {port} on {host} is in use by another program, {where} cannot listen: export another"
-    at = f"MASTER_ADDR = {host}, MASTER_PORT = {port}"
-    return f"{where} could not meet the others at {at} within {timeout_s:g} s (train.timeout): {reason}"
+def _given_store(world: World, timeout_s: float) -> Any:
+    """The store at the launcher's address; torchrun's agent keeps one already."""
+    return next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))[0]
+
+
+def _fresh(store: Any, world: World, timeout_s: float) -> Any:
+    """A part of the store for this group of ranks alone, once all of them are there.
+
+    A restarted group finds the words of the one before it in the store of torchrun's agent
+    (https://github.com/pytorch/pytorch/issues/135712): rank 0 answers whatever each rank has last said, until each
+    living one has heard the name of this group.
+    """
+    name = uuid4().hex
+    if not world.is_main:
+        store.set(f"distcnn/here/{world.rank}", name)
+        name = store.get(f"distcnn/to/{name}").decode()  # raises when nobody has answered in time
+        store.set(f"distcnn/{name}/{world.rank}", "")
+        return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    missing, answered = set(range(1, world.size)), set()
+    deadline = time.monotonic() + timeout_s
+    while True:
+        for rank in [rank for rank in missing if store.check([f"distcnn/here/{rank}"])]:
+            word = store.get(f"distcnn/here/{rank}").decode()
+            if word not in answered:
+                store.set(f"distcnn/to/{word}", name)
+                answered.add(word)
+        missing = {rank for rank in missing if not store.check([f"distcnn/{name}/{rank}"])}
+        if not missing:
+            return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"missing: rank {', '.join(map(str, sorted(missing)))}")
+        time.sleep(0.02)
 
 
 def _agreed_store(world: World, timeout_s: float) -> Any:
@@ -88,13 +150,15 @@ def _agreed_store(world: World, timeout_s: float) -> Any:
                               master_listen_fd=listener.detach())  # fmt: skip
         store.set(key, "here")
         return store
-    deadline = time.monotonic() + timeout_s
+    deadline, patience_s = time.monotonic() + timeout_s, 2.0
     while time.monotonic() < deadline:
         for port in ports:
             for host in world.master_addrs:
-                if found := _store_at(host, port, key, timeout_s):
+                if found := _store_at(host, port, key, patience_s):
+                    found.set_timeout(timedelta(seconds=timeout_s))
                     return found
         time.sleep(0.2)
+        patience_s *= 1.5  # rank 0's node may be slow
     raise TimeoutError(f"no rank 0 of {world.job} at {', '.join(world.master_addrs)}, ports {ports[0]} to {ports[-1]}")
 
 
@@ -113,18 +177,18 @@ def _listen(world: World, ports: range) -> socket.socket:
     raise OSError(f"the ports {ports[0]} to {ports[-1]} are all in use")
 
 
-def _store_at(host: str, port: int, key: str, timeout_s: float) -> Any:
-    try:
+def _store_at(host: str, port: int, key: str, patience_s: float) -> Any:
+    def look() -> Any:
         socket.create_connection((host, port), timeout=2).close()  # refused at once where nobody listens
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=patience_s)
         )
-        if store.check([key]):
-            store.set_timeout(timedelta(seconds=timeout_s))
-            return store
-    except (OSError, dist.DistError, RuntimeError):
-        pass
-    return None
+        return store if store.check([key]) else None
+
+    try:
+        return _within(patience_s, look)
+    except (OSError, dist.DistError, RuntimeError):  # of them a TimeoutError: somebody who never answers
+        return None
 
 
 def network_interface(world: World) -> str | None:

@@ -1,12 +1,11 @@
 """Signals set a flag; all ranks agree on it at a step boundary, so that they stop at the same step."""
 
-import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
@@ -19,11 +18,12 @@ CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGUSR2"
 class StopRequest:
     """Whether this run was asked to stop.
 
-    Before `begin` there is nothing to save, and a signal ends the process where it stands, by raising Stopped.
-    After it, a signal is only noted; the loop asks `agreed` after each step. A second Ctrl-C ends at once.
+    Before `begin` there is nothing to save, and a signal ends the process at once. After it, a signal is only noted;
+    the loop asks `agreed` after each step. A second Ctrl-C ends at once, whatever the process is in the middle of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[Stopped], None] = lambda _: None) -> None:
+        self.end = end  # does not come back
         self.number = 0  # of the signal; 0 while there was none
         self.training = False
         self.group: Any = None  # of torch.distributed
@@ -34,8 +34,8 @@ class StopRequest:
         """From now on signals wait for a step boundary. A collective: called on all ranks, in the process group."""
         import torch.distributed as dist
 
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(CAUGHT[0]) == self._catch:
-            _install(self._catch)  # again: NCCL and others may have put handlers of their own over these
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(CAUGHT[0]) is _nothing:
+            _install(_nothing)  # again: NCCL and others may have put handlers of their own over these
         if dist.is_initialized():
             # gloo even beside NCCL: the flag stays on the host, and no step waits for the GPU because of it.
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -59,24 +59,46 @@ class StopRequest:
         self.work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
         return answer
 
-    def _catch(self, number: int, _: FrameType | None) -> None:
+    def note(self, number: int) -> None:
+        """A signal has come."""
         if number == signal.SIGINT and self.number == signal.SIGINT:
-            os._exit(EXIT_INTERRUPTED)
+            self.end(stopped(number, "a second time"))
         self.number = number
         if not self.training:
-            raise stopped(number, "before the first step, with nothing to save")
+            self.end(stopped(number, "before the first step, with nothing to save"))
 
 
 @contextmanager
-def catching_signals() -> Iterator[StopRequest]:
-    """Install the handlers of a StopRequest, and put the old ones back."""
-    stop = StopRequest()
-    old = _install(stop._catch)
+def catching_signals(end: Callable[[Stopped], None]) -> Iterator[StopRequest]:
+    """A StopRequest that hears of signals; the old handlers are put back after it.
+
+    Python runs a handler between two of its own instructions, never while the main thread stands in a collective or
+    waits for other ranks. So the handler does nothing, and a thread hears of the signal through a socket
+    (`signal.set_wakeup_fd`). It calls `end` where the process has to end at once.
+    """
+    stop = StopRequest(end)
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+
+    def listen() -> None:
+        while numbers := heard.recv(1):
+            if numbers[0] in CAUGHT:
+                stop.note(numbers[0])
+
+    listener = threading.Thread(target=listen, name="distcnn-signals", daemon=True)
+    listener.start()
+    old_told = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    old = _install(_nothing)
     try:
         yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(old_told)
+        told.shutdown(socket.SHUT_RDWR)  # the listener reads the end; to close it is not enough: workers have copies
+        listener.join()
+        told.close()
+        heard.close()
 
 
 def stopped(number: int, when: str) -> Stopped:
@@ -84,6 +106,10 @@ def stopped(number: int, when: str) -> Stopped:
     name = signal.Signals(number).name
     code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     return Stopped(f"stopped by {name} {when}; exit code {code}", code)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _install(handler: Any) -> dict[int, Any]:

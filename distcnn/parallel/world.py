@@ -11,10 +11,10 @@ from distcnn.errors import BadEnvironment
 Environment = Mapping[str, str]
 
 TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # MPICH, Intel MPI
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID")
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class World:
     master_addrs: tuple[str, ...] = ()  # where rank 0 can be reached; empty at world size 1
     master_port: int = 0  # with `job`, the first of several to try
     job: str | None = None  # an id that all ranks know and no other job has: they agree on a port by it
-    gpu: int = 0  # the index, among the GPUs visible to this process, of its own
+    own_gpu: bool = False  # whether each rank sees only the GPU that is its own
 
     @property
     def is_main(self) -> bool:
         """Whether this rank reports and writes. Never a condition around a collective."""
         return self.rank == 0
+
+    @property
+    def gpu(self) -> int:
+        """The index, among the GPUs visible to this process, of its own."""
+        return 0 if self.own_gpu else self.local_rank
 
 
 def world_from(environment: Environment) -> World:
@@ -78,6 +83,13 @@ class _Reader:
         if not good and not self.problems:
             self.problems.append(problem)
 
+    def check_port(self, port: int, *, needed: bool) -> None:
+        """Whether MASTER_PORT can be one."""
+        self.check(
+            port < 2**16 and (port > 0 or not needed),
+            f"MASTER_PORT = {port} in the environment: a port is above 0 and below 65536; 29500 is the usual one",
+        )
+
     def stop_at_problems(self) -> None:
         if self.problems:
             raise BadEnvironment(self.problems)
@@ -110,43 +122,43 @@ def _torch_world(environment: Environment) -> World:
         "local rank should be below the local world size, and that not above the world size; export the counts of "
         "this node",
     )
-    read.check(port < 2**16, f"MASTER_PORT = {port} in the environment: a port is below 65536; 29500 is the usual one")
+    read.check_port(port, needed=not alone)
     read.check(alone or environment.get("MASTER_ADDR") != "", "MASTER_ADDR is empty: set it to the host of rank 0")
-    elastic = "TORCHELASTIC_RUN_ID" in environment
-    if elastic:
-        _check_agents(read)
-    else:
-        for name, of_rank in (
-            ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-        ):
-            tasks, task = read.number(name, 1), read.number(of_rank, 0)
-            read.check(
-                tasks == 1 or (tasks, task) == (size, rank),
-                f"RANK = {rank}, WORLD_SIZE = {size}, but {of_rank} = {task}, {name} = {tasks}: two launchers "
-                f"disagree. Unset RANK and WORLD_SIZE (exported before the job?): distcnn then follows {name}",
-            )
-    read.stop_at_problems()
-    accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     # torchrun numbers its agents; otherwise equal nodes are assumed, for nothing but the text of messages.
     node = read.number("GROUP_RANK", 0 if alone else rank // local_size)
-    nodes = read.number("GROUP_WORLD_SIZE", -(-size // local_size), least=1)
+    agents = read.number("GROUP_WORLD_SIZE", -(-size // local_size), least=1)
+    elastic = "TORCHELASTIC_RUN_ID" in environment
+    # mpirun inside an allocation starts its daemons by srun: its ranks inherit their daemon's step, not theirs.
+    for name, of_rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
+        if name in environment:
+            tasks, task = read.number(name, least=1), read.number(of_rank, 0)
+            if elastic:
+                _check_agents(read, name, tasks, agents)
+            else:
+                read.check(
+                    tasks == 1 or (tasks, task) == (size, rank),
+                    f"RANK = {rank}, WORLD_SIZE = {size}, but {of_rank} = {task}, {name} = {tasks}: two launchers "
+                    f"disagree. Unset RANK and WORLD_SIZE (exported before the job?): distcnn then follows {name}",
+                )
+            break
+    read.stop_at_problems()
+    accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     return World(
-        rank, size, local_rank, local_size, node, nodes,
+        rank, size, local_rank, local_size, node, agents,
         launcher="accelerate" if accelerate else "torchrun" if elastic else "environment",
-        master_addrs=() if alone else (environment["MASTER_ADDR"],), master_port=0 if alone else port, gpu=local_rank,
+        master_addrs=() if alone else (environment["MASTER_ADDR"],), master_port=0 if alone else port,
     )  # fmt: skip
 
 
-def _check_agents(read: _Reader) -> None:
-    """torchrun in every task of a Slurm step, each agent alone: N trainings into one folder."""
-    agents, tasks = read.number("GROUP_WORLD_SIZE", 1, least=1), read.number("SLURM_STEP_NUM_TASKS", 1)
+def _check_agents(read: _Reader, name: str, tasks: int, agents: int) -> None:
+    """torchrun in every task of a step, or under every rank of mpirun, each agent alone: N trainings in one folder."""
     fixed = read.environment.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"  # an elastic job may have lost some
+    starter = "srun" if name.startswith("SLURM") else "mpirun"
     read.check(
         tasks == 1 or agents == tasks or not fixed,
-        f"SLURM_STEP_NUM_TASKS = {tasks}, but torchrun's GROUP_WORLD_SIZE = {agents}: srun started {tasks} agents that "
-        f"do not know of each other. Give torchrun --nnodes {tasks} --rdzv-backend c10d --rdzv-endpoint HOST:PORT, as "
-        "slurm/torchrun.sbatch does, or start one task",
+        f"{name} = {tasks}, but torchrun's GROUP_WORLD_SIZE = {agents}: {starter} started {tasks} agents that do not "
+        f"know of each other. Give torchrun --nnodes {tasks} --rdzv-backend c10d --rdzv-endpoint HOST:PORT, as "
+        "slurm/torchrun.sbatch does, or start one",
     )
 
 
@@ -206,7 +218,7 @@ def _slurm_world(environment: Environment) -> World:
         f"slurm-{environment.get('SLURM_CLUSTER_NAME', '')}-{job}.{step}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     )
     return _agreeing(
-        World(rank, size, local_rank, local_size, node, len(counts), "srun", gpu=0 if own else local_rank),
+        World(rank, size, local_rank, local_size, node, len(counts), "srun", own_gpu=own),
         (first,), name,
     )  # fmt: skip
 
@@ -235,6 +247,7 @@ def _mpi_world(environment: Environment) -> World:
     job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid")
     given = environment.get("MASTER_ADDR", "")
     port = read.number("MASTER_PORT", 0)
+    read.check_port(port, needed=False)
     hosts = [given] if given else []
     if local_size == size:
         hosts = ["127.0.0.1"]
@@ -263,7 +276,7 @@ def _mpi_world(environment: Environment) -> World:
     read.stop_at_problems()
     launcher = "accelerate" if "ACCELERATE_MIXED_PRECISION" in environment else "mpirun"
     world = World(rank, size, local_rank, local_size, 0 if local_size == size else rank // local_size,
-                  -(-size // local_size), launcher, gpu=local_rank)  # fmt: skip
+                  -(-size // local_size), launcher)  # fmt: skip
     # Accelerate exports MASTER_PORT = 29500 to the ranks on mpirun's node alone: with a job's name it is not needed.
     return _agreeing(world, tuple(hosts), f"mpi-{job}") if job else _with(world, tuple(hosts), port, None)
 
@@ -287,8 +300,8 @@ DETECTION: tuple[tuple[Callable[[Environment], bool], Callable[[Environment], Wo
     # torchrun inside srun or mpirun: the agents are the scheduler's tasks, the workers are torchrun's.
     (lambda e: "RANK" in e or "WORLD_SIZE" in e, _torch_world),
     # A task of a step. A batch script has SLURM_JOB_ID and SLURM_NTASKS too, but is no step: it is one process.
-    # mpirun inside an allocation starts its daemons by srun, and its ranks inherit their daemon's step: not theirs.
-    (lambda e: _in_step(e) and "OMPI_COMM_WORLD_RANK" not in e, _slurm_world),
+    # The same holds of mpirun's ranks (Open MPI's and Hydra's), which inherit the step of the daemon that srun started.
+    (lambda e: _in_step(e) and not {"OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID"} & e.keys(), _slurm_world),
     (lambda e: any(name in e for name in (*OPEN_MPI[:2], *HYDRA[:2])), _mpi_world),
     (lambda _: True, _single_world),
 )  # fmt: skip

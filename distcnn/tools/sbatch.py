@@ -161,7 +161,8 @@ _AGENT = """
 # their own, behind: the agent is kept from it, and the workers get it.
 # shellcheck disable=SC2329 # it is called by name, on the nodes
 agent() {
-    trap 'pkill -@SIGNAL@ -P "$pid"' @SIGNAL@
+    # There may be no workers yet: torchrun starts them when all the agents have met.
+    trap 'until pkill -@SIGNAL@ -P "$pid" || ! kill -0 "$pid" 2>/dev/null; do sleep 0.2; done' @SIGNAL@
     trap : TERM
     (
         trap "" @SIGNAL@
@@ -203,6 +204,8 @@ done
 }
 
 END = """
+# Asked before there was anybody to pass it on to.
+[ -z "$asked" ] || kill -@SIGNAL@ "${steps[@]}"
 # srun waits without end for the tasks of a node that has died. It gets 90 s after rank 0's end, more than Slurm's own
 # KillWait, which is for tasks that live. (torchrun may start rank 0 again: then the file is empty again.)
 (

@@ -1,5 +1,6 @@
 """What a person sees: a progress bar on a terminal, one line an epoch in a log file, a table at both ends."""
 
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,9 @@ class ConsoleTracker:
     """Prints to stdout; rich decides by itself what a terminal, a pipe or NO_COLOR can take."""
 
     def __init__(self, plan: Plan, title: str, launcher: str, start_step: int = 0, console: Console | None = None):
-        self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True)
+        # Open MPI gives each rank a terminal of its own, wherever mpirun's output goes.
+        terminal = False if "OMPI_COMM_WORLD_RANK" in os.environ else None
+        self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True, force_terminal=terminal)
         self.console.print(plan_table(plan, title, launcher))
         self.started, self.start_step = time.perf_counter(), start_step
         self.losses: list[float] = []

@@ -7,14 +7,16 @@ import sys
 import time
 from contextlib import contextmanager
 from itertools import count
+from queue import Queue
 from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 
 import pytest
 import torch.distributed as dist
-from conftest import TIMEOUT, clean_environment, metrics, run_ranks
+from broken_environments import BARE, HYDRA, less
+from conftest import TIMEOUT, clean_environment, free_port, metrics, run_ranks
 
-from distcnn.parallel.meeting import network_interface, process_group
+from distcnn.parallel.meeting import _fresh, network_interface, process_group
 from distcnn.parallel.world import World, world_from
 
 SHORT = ("--train.duration", "3step", "--eval.every", "3step", "--train.threads", "1", "--train.timeout", "60")
@@ -62,6 +64,7 @@ def wait_for_listener(port):
     raise TimeoutError(f"nobody listens at {port}")
 
 
+@pytest.mark.slow
 def test_two_jobs_with_one_first_port_do_not_mix(synthetic):
     """The first job's rank 0 holds the port and waits, while the second job comes, trains and goes."""
     seen: dict[int, int] = {}
@@ -77,6 +80,7 @@ def test_two_jobs_with_one_first_port_do_not_mix(synthetic):
     assert losses(synthetic, "one") == losses(synthetic, "other")
 
 
+@pytest.mark.slow
 def test_three_ranks_pass_over_ports_of_other_programs(synthetic):
     """The first two ports are taken; the losses are those of the same ranks under another launcher."""
     job = os.getpid()
@@ -95,6 +99,68 @@ def test_three_ranks_pass_over_ports_of_other_programs(synthetic):
     assert losses(synthetic, "mpirun") == losses(synthetic, "bare")
 
 
+def test_a_program_that_never_answers_at_the_first_port(synthetic):
+    job = f"mute-{os.getpid()}"
+    with (
+        socket.create_server(("", first_port(job))),
+        started(synthetic, "mpirun", job, [0, 1], 2) as ranks,
+    ):
+        assert codes(ranks) == [0, 0]
+
+
+def test_hydra_on_one_node_with_a_port_alone(synthetic):
+    """MPICH's mpiexec -genv MASTER_PORT: the address is known, the ranks are on one node."""
+    shared = clean_environment() | less(HYDRA, "MASTER_ADDR")
+    shared |= {"MPI_LOCALNRANKS": "2", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "distcnn", "train", synthetic, *SHORT]
+    own = [{"PMI_RANK": rank, "MPI_LOCALRANKID": rank} for rank in "01"]
+    assert codes([subprocess.Popen(command, env=shared | one) for one in own]) == [0, 0]
+
+
+def test_ranks_with_different_settings_do_not_train_together(synthetic, tmp_path):
+    """One rank is told to use the other engine, as when a launcher hands its variables to one node only."""
+    world = BARE | {"MASTER_PORT": str(free_port())}
+    processes = []
+    for rank, engine in enumerate(("ddp", "accelerate")):
+        own = clean_environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "distcnn", "train", synthetic, *SHORT, "--engine", engine]
+        processes.append(subprocess.Popen(command, env=own, text=True, stderr=subprocess.PIPE))
+    errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "engine is DDPEngine on rank 0, AccelerateEngine on rank 1" in errors[0]
+    assert "Traceback" not in "".join(errors)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_group_does_not_hear_the_one_before_it():
+    """Ranks of a torchrun agent's store, which keeps what ranks that have died since have said."""
+    store = dist.HashStore()
+    for rank in (1, 2):
+        store.set(f"distcnn/here/{rank}", "dead")
+    found = Queue()
+
+    def rank(number):
+        part = _fresh(store, World(number, 3, number, 3), TIMEOUT)
+        part.set(f"from {number}", "")
+        part.wait([f"from {other}" for other in range(3)])
+        found.put(number)
+
+    first = [Thread(target=rank, args=(0,)), Thread(target=rank, args=(1,))]
+    for thread in first:
+        thread.start()
+    time.sleep(0.2)
+    assert found.empty()  # the dead rank 2 was not taken for a living one
+    rank(2)
+    for thread in first:
+        thread.join()
+    assert found.qsize() == 3
+
+
+def test_a_group_names_who_is_missing():
+    with pytest.raises(TimeoutError, match="missing: rank 1, 2"):
+        _fresh(dist.HashStore(), World(0, 3, 0, 3), 0.1)
+
+
 def test_a_single_process_makes_no_group():
     with process_group(World(), cuda=False, timeout_s=1):
         assert not dist.is_initialized()
@@ -103,12 +169,12 @@ def test_a_single_process_makes_no_group():
 @pytest.fixture
 def stand_in(monkeypatch):
     """A meeting of two, without the other one."""
-    for name in ("init_process_group", "destroy_process_group"):
-        monkeypatch.setattr(dist, name, lambda *_, **__: None)
+    monkeypatch.setattr("distcnn.parallel.meeting._meet", lambda *_: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")  # so that it is put back, whatever becomes of it
         monkeypatch.delenv(name)
-    return World(1, 2, 1, 2, launcher="mpirun", master_addrs=("127.0.0.1",), master_port=1, gpu=0)
+    return World(1, 2, 1, 2, launcher="mpirun", master_addrs=("127.0.0.1",), master_port=1)
 
 
 @pytest.mark.parametrize("given", [None, "eth7"])
@@ -126,7 +192,7 @@ def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
     def inside():
         with process_group(stand_in, cuda=False, timeout_s=1):
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-            assert [os.environ[name] for name in names] == ["1", "two", "0", "2"]
+            assert [os.environ[name] for name in names] == ["1", "two", "1", "2"]
             raise KeyError
 
     with pytest.raises(KeyError):

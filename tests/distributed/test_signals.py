@@ -1,11 +1,13 @@
 """A signal to any one rank stops all of them at the same step, saved; the run goes on from there without a seam."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from queue import Queue
 
 import pytest
 from conftest import TIMEOUT, clean_environment, free_port, metrics, run_ranks
@@ -34,7 +36,7 @@ def in_a_step(num_classes, image_size):
 
 
 @contextmanager
-def started(tmp_path, arguments, ranks=1):
+def started(tmp_path, arguments, ranks=1, **options):
     """Processes to send signals to; their stderr is in err0, err1, …"""
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
     processes = []
@@ -42,7 +44,8 @@ def started(tmp_path, arguments, ranks=1):
         own = clean_environment() | world | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
         with (tmp_path / f"err{rank}").open("w") as err:
             command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
-            processes.append(subprocess.Popen(command, cwd=tmp_path, env=own, stdout=subprocess.DEVNULL, stderr=err))
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": err}
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=own, **quiet, **options))
     try:
         yield processes
     finally:
@@ -130,20 +133,60 @@ def test_a_second_interrupt_ends_at_once(synthetic, tmp_path):
             process.wait(1)
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT) == EXIT_INTERRUPTED
-    assert (tmp_path / "err0").read_text() == ""
+    assert (tmp_path / "err0").read_text() == "distcnn: stopped\n  stopped by SIGINT a second time; exit code 130\n"
     assert not (tmp_path / "runs" / "tiny" / "checkpoints").exists()
 
 
+def test_a_signal_while_the_other_rank_is_awaited(synthetic, tmp_path):
+    with started(tmp_path, ["train", synthetic], 2) as (first, second):
+        second.kill()
+        until(lambda: "has waited" in (tmp_path / "err0").read_text(), first)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(TIMEOUT) == EXIT_PREEMPTED
+    assert "stopped by SIGTERM before the first step" in (tmp_path / "err0").read_text()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_interrupt_in_a_collective(synthetic, tmp_path):
+    """The other rank does not answer, and this one stands in an exchange with it, or soon will."""
+    with started(tmp_path, ["train", synthetic, *RARELY, "--train.duration", "100000step"], 2) as (first, second):
+        until(lambda: trains(tmp_path / "runs" / "tiny"), first)
+        second.send_signal(signal.SIGSTOP)
+        first.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            first.wait(2)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(TIMEOUT) == EXIT_INTERRUPTED
+
+
+def test_a_signal_to_the_group_leaves_the_data_workers_to_their_rank(synthetic, tmp_path):
+    """As Ctrl-C, and Slurm's to a step."""
+    train = ["train", synthetic, "--train.duration", "100000step", "--data.loader", "streaming", "--data.workers", "2"]
+    with started(tmp_path, [*train, *RARELY], start_new_session=True) as (process,):
+        until(lambda: trains(tmp_path / "runs" / "tiny"), process)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(TIMEOUT) == EXIT_PREEMPTED
+    assert "which is saved; exit code 75" in (tmp_path / "err0").read_text()
+
+
 def test_handlers_are_put_back():
-    """Before `begin` a signal raises, after it it is noted; whatever happens, the old handlers come back."""
+    """Before `begin` a signal ends the process, after it it is noted; in the end the old handlers come back."""
     before = [signal.getsignal(number) for number in CAUGHT]
-    with pytest.raises(Stopped, match="SIGUSR1 before the first step") as caught, catching_signals():
-        signal.raise_signal(signal.SIGUSR1)
-    assert caught.value.exit_code == EXIT_PREEMPTED
-    with catching_signals() as stop:
+    ends: Queue[Stopped] = Queue()
+    with catching_signals(ends.put) as stop:
         assert all(signal.getsignal(number) != old for number, old in zip(CAUGHT, before, strict=True))
+        signal.raise_signal(signal.SIGUSR1)
+        end = ends.get(timeout=TIMEOUT)
+        assert "SIGUSR1 before the first step" in str(end)
+        assert end.exit_code == EXIT_PREEMPTED
+        stop.number = 0
         stop.begin(timeout_s=1)
         assert stop.agreed() == 0
         signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT
+        while not stop.agreed():
+            assert time.monotonic() < deadline
         assert stop.agreed() == signal.SIGTERM
+    assert ends.empty()
     assert [signal.getsignal(number) for number in CAUGHT] == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -53,7 +53,7 @@ def long(tmp_path):
         "data: {source: synthetic, synthetic_train: 2000, synthetic_test: 300, flip: true, crop_padding: 2}\n"
         "model: {name: resnet9, args: {width: 8}}\n"
         "optim: {name: sgd, lr: 0.02}\n"
-        "train: {duration: 400step, batch_size: 240, micro_batch: 60, threads: 1, timeout: 60}\n"
+        "train: {duration: 600step, batch_size: 240, micro_batch: 60, threads: 1, timeout: 60}\n"
         "eval: {every: 100step}\n"
         "checkpoint: {every: 20step}\n"
         "tracking: {wandb: offline, console: false}\n"
@@ -123,17 +123,18 @@ def test_a_time_limit_a_preemption_and_a_power_cut(cluster, long, tmp_path, laun
     def restarted(times):
         cluster.until(lambda: cluster.field(job, "Restarts") == str(times), f"restart {times}")
         cluster.until(lambda: cluster.field(job, "JobState") == "RUNNING", "the job to run again")
+        return steps(run)
 
     cluster.until(lambda: steps(run) > 40, "the first steps")
     cluster.run("scontrol", "update", f"jobid={job}", "EndTime=now+50")  # the warning comes 20 s before
-    restarted(1)
+    before = restarted(1)
     cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
-    cluster.until(lambda: steps(run) > 150, "more steps")
+    cluster.until(lambda: steps(run) > before, "more steps")
     cluster.run(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path / 'high.out'}", "--wrap=sleep 2"
     )
-    restarted(2)
-    cluster.until(lambda: steps(run) > 260, "more steps")
+    before = restarted(2)
+    cluster.until(lambda: steps(run) > before, "more steps")
     cluster.power("poweroff", "node2")
     cluster.until(lambda: cluster.field(job, "Restarts") == "3", "Slurm to notice the lost node")
     cluster.power("poweron", "node2")
