@@ -179,13 +179,24 @@ def _tell_launcher(code: int | str) -> None:
     DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would start bad input, or a run that was asked to make room,
     again at once: its agent is asked to end instead (https://docs.pytorch.org/docs/stable/elastic/agent.html).
     """
-    if spoken_rank(os.environ)[1] != 0:
+    first = spoken_rank(os.environ)[1] == 0
+    path = Path(os.environ.get("DISTCNN_EXIT_CODE_FILE", "/dev/null/no"))
+    if path.exists():  # it does not on the other nodes
+        if code == "":
+            if first:
+                path.write_text("", encoding="ascii")
+        # When one rank fails, torchrun ends the others by SIGTERM: the failure stands.
+        elif _weight(f"{code}") > _weight(path.read_text(encoding="ascii")):
+            path.write_text(f"{code}", encoding="ascii")
+    if not first:
         return
-    path = os.environ.get("DISTCNN_EXIT_CODE_FILE", "")
-    if path and Path(path).exists():  # it does not on the other nodes
-        Path(path).write_text(f"{code}", encoding="ascii")
     if code in NOT_RETRIED and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.getppid() > 1:
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _weight(code: str) -> int:
+    order = ("", f"{EXIT_OK}", f"{EXIT_PREEMPTED}")
+    return order.index(code) if code in order else len(order)
 
 
 COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {

@@ -54,11 +54,6 @@ else
     fi
 fi
 
-if [ "$restarts" != 0 ] || [[ $nodes == *:* ]]; then
-    # By default the ranks meet in a store of the agent, which still holds the addresses of the ranks before a restart
-    # (https://github.com/pytorch/pytorch/issues/135712).
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-fi
 # How long torchrun lets the ranks finish their step and save before it kills them, in seconds: its 30 can be short.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 supervise torchrun "${where[@]}" --nproc_per_node "$ranks" --max-restarts "$restarts" -m distcnn train "$@"

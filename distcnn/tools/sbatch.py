@@ -190,9 +190,7 @@ steps+=($!)
     "elastic": _MEETING
     + _AGENT
     + _READY
-    + """# A restart must not find the addresses of the ranks before it (https://github.com/pytorch/pytorch/issues/135712).
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# A step for each node, the first one first: a step over all of them would hang when one is lost.
+    + """# A step for each node, the first one first: a step over all of them would hang when one is lost.
 for node in "$head" $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vx "$head"); do
     srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c 'agent "$@"' agent \\
         --nnodes="1:$SLURM_JOB_NUM_NODES" --nproc-per-node=@RANKS@ --max-restarts=3 \\

@@ -156,6 +156,59 @@ def test_a_killed_rank_is_started_again_but_not_after_usr1(synthetic):
         assert len(metrics(run.folder, "event")) == 2
 
 
+DIES = """
+import os
+from pathlib import Path
+from distcnn.models.simple import SimpleCNN
+
+class DiesTwice(SimpleCNN):
+    "Rank 1 is killed, or raises, at its third update, in its first two lives."
+    calls = 0
+    def forward(self, x):
+        if self.training and x.device.type != "meta":
+            self.calls += 1
+            if self.calls == 3 and os.environ.get("RANK") == "1" and (lives := Path("lives")).stat().st_size < 2:
+                with lives.open("a") as file:
+                    file.write("x")
+                if os.environ["HOW"] == "killed":
+                    os.kill(os.getpid(), 9)
+                raise RuntimeError("rank 1 is broken")
+        return super().forward(x)
+"""
+
+
+@pytest.mark.slow
+def test_under_plain_torchrun_a_restarted_group_goes_on_from_its_checkpoint(synthetic, tmp_path):
+    """No script, none of its variables: the ranks meet in a store that still holds what the dead ones have said."""
+    (tmp_path / "dies.py").write_text(DIES)
+    (tmp_path / "lives").touch()
+    train = ["train", synthetic, "--model.name", "dies:DiesTwice", "--train.duration", "9step", "--checkpoint.every", "1step",
+             "--train.micro_batch", "120", "--train.threads", "1", "--checkpoint.resume", "auto"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
+    command += ["-m", "distcnn", *map(str, train)]
+    environment = clean_environment() | {"HOW": "killed"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert [line["event"] for line in metrics(run, "event")] == ["resumed", "resumed"]
+    assert (tmp_path / "lives").read_text() == "xx"
+    assert run_ranks([*train, "--name", "straight"], 2, cwd=tmp_path).codes == [0, 0]
+    straight = tmp_path / "runs" / "straight"
+    assert [line["loss"] for line in metrics(run, "train")] == [line["loss"] for line in metrics(straight, "train")]
+    assert (run / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_one_broken_rank_is_a_failure_and_not_a_wish_to_be_queued_again(synthetic, tmp_path):
+    """torchrun ends the other ranks by SIGTERM, as a scheduler does that preempts."""
+    (tmp_path / "dies.py").write_text(DIES)
+    (tmp_path / "lives").touch()
+    done = subprocess.run([LAUNCH / "torchrun.sh", "-n", "3", synthetic, "--model.name", "dies:DiesTwice"], cwd=tmp_path,
+                          env=clean_environment() | ENVIRONMENT | {"HOW": "raises"}, text=True, capture_output=True, timeout=TIMEOUT)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "RuntimeError: rank 1 is broken" in done.stderr
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_wrong_use(name):
     for option in ("-h", "--help"):
