@@ -105,6 +105,14 @@ def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if kind in (None, line["kind"])]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of Slurm share one cluster: with several workers (`-n 2`), one of them runs them all, first."""
+    for item in items:
+        if item.path.parent.name == "slurm":
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+
+
 @pytest.fixture
 def synthetic(tmp_path: Path) -> Path:
     """A config that trains in seconds: few synthetic images with all augmentations, no W&B, runs beside it."""

@@ -1,6 +1,7 @@
 """A real Slurm cluster of two nodes, brought up by cluster.sh, as a user at its login node sees it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,7 +51,8 @@ class Cluster:
                 raise AssertionError("\n".join([f"waited in vain for {what}", self.run("squeue").stdout, *log]))
             for line in self.run("squeue", "-h", "-t", "PD", "-o", "%i %r").stdout.splitlines():
                 job, reason = line.split()
-                if reason == "BeginTime":
+                # Not before the lost node has heard that the job's first life has ended: it would end the next one.
+                if reason == "BeginTime" and re.search(r"^Agent queue size:\s+0$", self.run("sdiag").stdout, re.M):
                     self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             time.sleep(1)
 
