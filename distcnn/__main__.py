@@ -63,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _end_at_once(error: Stopped) -> None:
     """From a thread beside the main one, which may stand anywhere."""
-    _speak_once(error)
-    _tell_launcher(error.exit_code)
-    os._exit(error.exit_code)
+    try:
+        _speak_once(error)
+        _tell_launcher(error.exit_code)
+    finally:  # whoever read stderr may be gone
+        os._exit(error.exit_code)
 
 
 def _command(arguments: list[str]) -> int:

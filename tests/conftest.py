@@ -106,11 +106,14 @@ def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of Slurm share one cluster: with several workers (`-n 2`), one of them runs them all, first."""
-    for item in items:
-        if item.path.parent.name == "slurm":
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    """With several workers (`-n 2`) one of them runs all that needs the one cluster, or the one network, first."""
+
+    def shares(item: pytest.Item) -> bool:
+        return item.path.parent.name == "slurm" or item.path.stem == "test_two_hosts"
+
+    for item in filter(shares, items):
+        item.add_marker(pytest.mark.xdist_group("network"))
+    items.sort(key=lambda item: not shares(item))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def started(tmp_path, arguments, ranks=1, **options):
         with (tmp_path / f"err{rank}").open("w") as err:
             command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": err}
-            processes.append(subprocess.Popen(command, cwd=tmp_path, env=own, **quiet, **options))
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=own, **(quiet | options)))
     try:
         yield processes
     finally:
@@ -107,9 +107,9 @@ def test_one_signal_stops_all_ranks_at_one_step(synthetic, tmp_path, ranks, sign
     assert (folder / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
-def stuck(config, where):
+def stuck(config, where, **options):
     (config.parent / "stuck.py").write_text(STUCK)
-    return started(config.parent, ["train", config, "--model.name", f"stuck:{where}"])
+    return started(config.parent, ["train", config, "--model.name", f"stuck:{where}"], **options)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", EXIT_PREEMPTED), ("SIGINT", EXIT_INTERRUPTED)])
@@ -122,6 +122,15 @@ def test_a_signal_before_training_ends_the_process_where_it_stands(synthetic, tm
     assert title == "distcnn: stopped"
     assert message == f"  stopped by {name} before the first step, with nothing to save; exit code {code}"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_when_nobody_reads_its_output_any_more(synthetic, tmp_path):
+    """As of ranks whose launcher was killed."""
+    with stuck(synthetic, "in_the_making", stderr=subprocess.PIPE) as (process,):
+        until((tmp_path / "stuck").exists, process)
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == EXIT_PREEMPTED
 
 
 def test_a_second_interrupt_ends_at_once(synthetic, tmp_path):
