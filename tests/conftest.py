@@ -106,14 +106,8 @@ def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2`) one of them runs all that needs the one cluster, or the one network, first."""
-
-    def shares(item: pytest.Item) -> bool:
-        return item.path.parent.name == "slurm" or item.path.stem == "test_two_hosts"
-
-    for item in filter(shares, items):
-        item.add_marker(pytest.mark.xdist_group("network"))
-    items.sort(key=lambda item: not shares(item))
+    """The longest first: with several workers (`-n 2`) one of them runs all that share the one network."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from cluster import Cluster
 from conftest import metrics, require, run_torchrun
 
+pytestmark = pytest.mark.xdist_group("network")  # on one worker
 SLURM = Path(__file__).parents[2] / "slurm"
 FIXED = ["--train.threads", "1"]
 
