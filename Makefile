@@ -12,9 +12,9 @@ train: .venv/.all
 	@echo 'or your own images, in a folder with train/<class>/ and test/<class>/:'
 	@echo '  $(BIN)/distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR'
 
-# Two at a time: most tests wait more than they compute.
+# Two files at a time: most tests wait more than they compute.
 test: .venv/.lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A part of `make test` by itself: a real two-node Slurm cluster on this host. Needs root and `make packages`.
 test-slurm: .venv/.lint

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import TIMEOUT, clean_environment, metrics, require, run_torchrun
 
-pytestmark = pytest.mark.xdist_group("network")  # on one worker
 NET = "10.78.0"
 PORT = 29555
 FIXED = ["--train.threads", "1"]

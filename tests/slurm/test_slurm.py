@@ -11,7 +11,6 @@ import pytest
 from cluster import Cluster
 from conftest import metrics, require, run_torchrun
 
-pytestmark = pytest.mark.xdist_group("network")  # on one worker
 SLURM = Path(__file__).parents[2] / "slurm"
 FIXED = ["--train.threads", "1"]
 
