@@ -57,8 +57,7 @@ def _meet(world: World, cuda: bool, timeout_s: float) -> None:
     try:
         with waiting(f"the other {world.size - 1} ranks at {at}"):
             # A program at the port that never answers: PyTorch's store would wait for it without end.
-            find = _agreed_store if world.job else _given_store
-            store = _within(timeout_s + 5, lambda: _fresh(find(world, timeout_s), world, timeout_s))
+            store = _within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=store,
@@ -99,11 +98,6 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     return answer
 
 
-def _given_store(world: World, timeout_s: float) -> Any:
-    """The store at the launcher's address; torchrun's agent keeps one already."""
-    return next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))[0]
-
-
 def _fresh(store: Any, world: World, timeout_s: float) -> Any:
     """A part of the store for this group of ranks alone, once all of them are there.
 
@@ -133,21 +127,19 @@ def _fresh(store: Any, world: World, timeout_s: float) -> Any:
         time.sleep(0.02)
 
 
-def _agreed_store(world: World, timeout_s: float) -> Any:
-    """A store that rank 0 opens at the first free port of a sequence that the job's name begins.
+def _store(world: World, timeout_s: float) -> Any:
+    """The store of torchrun's agent; else one that rank 0 opens, at the given port or at one that the ranks agree on.
 
-    The others look through the same sequence for the one that bears the job's name: two jobs on one node, even
-    with the same first port, never meet in one store.
+    Then it is at the first free port of a sequence that the job's name begins, and the others look through the same
+    sequence for the store that bears the job's name: two jobs on one node, even with the same first port, never meet
+    in one store.
     """
-    ports = range(world.master_port, world.master_port + _PORTS)
-    key = f"distcnn/{world.job}"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))[0]
+    ports = range(world.master_port, world.master_port + (_PORTS if world.job else 1))
+    key = f"distcnn/{world.job or 'rank 0'}"
     if world.is_main:
-        listener = _listen(world, ports)
-        host, port = listener.getsockname()[:2]
-        host = "127.0.0.1" if host == "0.0.0.0" else host
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, port, world.size, True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s),
-                              master_listen_fd=listener.detach())  # fmt: skip
+        store = _serve(world, ports, timeout_s)
         store.set(key, "here")
         return store
     deadline, patience_s = time.monotonic() + timeout_s, 2.0
@@ -159,7 +151,18 @@ def _agreed_store(world: World, timeout_s: float) -> Any:
                     return found
         time.sleep(0.2)
         patience_s *= 1.5  # rank 0's node may be slow
-    raise TimeoutError(f"no rank 0 of {world.job} at {', '.join(world.master_addrs)}, ports {ports[0]} to {ports[-1]}")
+    where = f"{', '.join(world.master_addrs)}, ports {ports[0]} to {ports[-1]}"
+    raise TimeoutError(f"no rank 0 of {world.job or 'this job'} at {where}")
+
+
+def _serve(world: World, ports: range, timeout_s: float) -> Any:
+    listener = _listen(world, ports)
+    host, port = listener.getsockname()[:2]
+    host = "127.0.0.1" if host == "0.0.0.0" else host
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world.size, True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
 
 
 def _listen(world: World, ports: range) -> socket.socket:
@@ -174,10 +177,16 @@ def _listen(world: World, ports: range) -> socket.socket:
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     break  # the next port
-    raise OSError(f"the ports {ports[0]} to {ports[-1]} are all in use")
+    raise OSError(errno.EADDRINUSE, f"address already in use: ports {ports[0]} to {ports[-1]}")
 
 
 def _store_at(host: str, port: int, key: str, patience_s: float) -> Any:
+    """The store that listens there and holds the key; None if there is none, or somebody who does not answer.
+
+    That can be this very process: a connection to a port of the kernel's own range, before rank 0 listens there, may
+    be given that port at its own end, and is then connected to itself.
+    """
+
     def look() -> Any:
         socket.create_connection((host, port), timeout=2).close()  # refused at once where nobody listens
         store = dist.TCPStore(  # type: ignore[attr-defined]

@@ -41,8 +41,8 @@ def test_every_broken_environment_ends_with_one_message(synthetic, tmp_path):
 
 # who is alone → (environment, what is said of the others)
 ALONE = {
-    "the first": (BARE | {"RANK": "0", "LOCAL_RANK": "0"}, "1/2 clients joined"),
-    "the second": (BARE, "could not meet the others"),
+    "the first": (BARE | {"RANK": "0", "LOCAL_RANK": "0"}, "missing: rank 1"),
+    "the second": (BARE, "no rank 0 of this job"),
     "the first under mpirun": (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "could not meet the others"),
     "the second under mpirun": (OPEN_MPI | {"PMIX_NAMESPACE": "2"}, "no rank 0 of mpi-2"),
 }  # fmt: skip
