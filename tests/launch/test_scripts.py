@@ -166,7 +166,7 @@ class DiesTwice(SimpleCNN):
     calls = 0
     def __init__(self, num_classes, image_size):
         super().__init__(num_classes, image_size)
-        if os.environ.get("RANK") == "1" and os.environ["HOW"] == "raises":
+        if os.environ.get("RANK") == "1" and os.environ.get("HOW") == "raises":
             raise MemoryError("rank 1 is broken")
     def forward(self, x):
         if self.training and x.device.type != "meta":
