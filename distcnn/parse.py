@@ -17,6 +17,7 @@ from distcnn.config import Config, Problem, conflicts
 from distcnn.errors import BadInput
 
 COMMAND_LINE = "command line"
+_DEEPEST = 20
 
 
 class Settings:
@@ -29,10 +30,19 @@ class Settings:
     def read_yaml(self, path: Path) -> "Settings":
         """Add a file's values. A key given twice, which YAML would let pass, is a problem."""
         try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            text = path.read_text(encoding="utf-8")
+            depth = 0
+            for event in yaml.parse(text, Loader=yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if isinstance(event, yaml.AliasEvent):
+                    # Nine of nine of nine …: a short file would make billions of values.
+                    raise BadInput(f"{path}: YAML's aliases (*name) are not taken; write the value out")
+                if depth > _DEEPEST:  # PyYAML's time grows with the square of it
+                    raise BadInput(f"{path}: nested more than {_DEEPEST} levels deep; a config has two or three")
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror}: give the path of a YAML config, as in configs/") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise BadInput(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise BadInput(f"{path}: should hold sections such as `train:` and `data:`, not a list or a single value")
@@ -169,6 +179,8 @@ def _type_name(annotation: Any) -> str:
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
     text = str(getattr(annotation, "__name__", annotation)) if not choices else str(annotation)
+    if text.startswith("tuple[str"):
+        return "keys"
     if "tuple" in text:
         return "durations" if "[str" in text else "[r, g, b]"
     for kind in ("dict", "float", "int", "str"):

@@ -54,8 +54,7 @@ def load_folder(config: DataConfig, split: Literal["train", "test"]) -> Arrays:
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
     cache = _cache_folder(config) / _key(root, files, config.image_size)
     _build_once(cache, files, config.image_size)
-    # Copy-on-write: the pages are shared by all ranks, and PyTorch gets the writable array it asks for.
-    return np.load(cache / "images.npy", mmap_mode="c"), np.asarray(labels, np.int64), classes
+    return _mapped(cache, len(files), config.image_size), np.asarray(labels, np.int64), classes
 
 
 def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:
@@ -100,6 +99,19 @@ def _cache_folder(config: DataConfig) -> Path:
     if config.cache_dir:
         return Path(config.cache_dir)
     return Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn")
+
+
+def _mapped(cache: Path, count: int, size: int) -> NDArray[np.uint8]:
+    path = cache / "images.npy"
+    try:
+        # Copy-on-write: the pages are shared by all ranks, and PyTorch gets the writable array it asks for.
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
+            raise ValueError(f"it holds {images.shape} of {images.dtype}")
+    except Exception as error:  # whatever a damaged header makes NumPy raise
+        raise BadInput(f"{path}: damaged ({error}); remove {cache}, and the images will be decoded again") from error
+    mapped: NDArray[np.uint8] = images
+    return mapped
 
 
 def _key(root: Path, files: list[str], size: int) -> str:

@@ -1,24 +1,18 @@
 """Where images come from. Every source gives the same thing: uint8 arrays, labels and class names."""
 
-import shutil
-import tarfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import wrap_file
 
 from distcnn.config import DataConfig, Problem
+from distcnn.data.cifar import load_cifar
 from distcnn.data.folder import load_folder, stratified_split
 from distcnn.errors import BadInput
-from distcnn.parallel.waiting import locked
 
 Split = Literal["train", "test"]
 
@@ -59,7 +53,7 @@ def load(config: DataConfig, split: Split) -> ImageSet:
     elif config.source == "synthetic":
         data = _synthetic(config, split)
     else:
-        data = _cifar(config, split)
+        data = ImageSet(*load_cifar(config, split))
     limit = config.max_train if split == "train" else config.max_test
     return data if limit is None else _subset(data, limit, split)
 
@@ -124,76 +118,3 @@ def _synthetic(config: DataConfig, split: Split) -> ImageSet:
         noise = rng.normal(0, 48, (part.stop - part.start, size, size, 3))
         images[part] = np.clip(patterns[labels[part]] + noise, 0, 255)
     return ImageSet(images, labels, tuple(f"class{i}" for i in range(classes)))
-
-
-def _cifar(config: DataConfig, split: Split) -> ImageSet:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as torchvision reads it, downloaded once by whoever comes first."""
-    from torchvision.datasets import CIFAR10, CIFAR100  # late: it takes a second
-
-    dataset: Any = CIFAR10 if config.source == "cifar10" else CIFAR100
-    if config.url is not None:
-        # Another archive in the same format: its own checksum stands for those of the single files.
-        unchecked = {name: [[file, None] for file, _ in getattr(dataset, name)] for name in ("train_list", "test_list")}
-        replaced = {
-            "url": config.url,
-            "tgz_md5": config.md5 or dataset.tgz_md5,
-            **(unchecked if config.md5 else {}),
-        }
-        if config.md5:
-            replaced["meta"] = {**dataset.meta, "md5": None}
-        dataset = type(dataset.__name__, (dataset,), replaced)
-    root = Path(config.root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".{config.source}.lock", f"downloading {config.source} into {root}"):
-            if not (root / dataset.base_folder).is_dir():
-                _download(dataset, root, config.source)
-        data = dataset(root, train=split == "train", download=False)
-    except OSError as error:
-        raise BadInput(f"data.root = {root}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, KeyError) as error:  # torchvision found a checksum or a file wrong
-        folder = root / dataset.base_folder
-        raise BadInput(
-            f"data.root = {root}: {folder} is damaged or incomplete; remove it, and it will be fetched again"
-        ) from error
-    return ImageSet(data.data, np.asarray(data.targets, np.int64), tuple(data.classes))
-
-
-def _download(dataset: Any, root: Path, source: str) -> None:
-    """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
-    from torchvision.datasets.utils import check_integrity, extract_archive
-
-    # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
-    aside = root / f".{source}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    archive = root / dataset.filename  # put there by hand, for machines without a network
-    try:
-        if not (archive.is_file() and check_integrity(archive, dataset.tgz_md5)):
-            archive = aside / dataset.filename
-            _fetch(dataset.url, archive)
-            if not check_integrity(archive, dataset.tgz_md5):
-                raise OSError(f"what it sent does not have the checksum {dataset.tgz_md5}")
-        extract_archive(archive, aside)
-        (aside / dataset.base_folder).rename(root / dataset.base_folder)
-    except (OSError, HTTPException, tarfile.TarError, EOFError) as error:  # urllib's own errors are OSErrors
-        raise BadInput(
-            f"data.source = {source}: not in {root}, and {dataset.url} could not be downloaded ({error}). "
-            f"Without a network: put {dataset.filename} or its folder {dataset.base_folder}/ into {root}; or train on "
-            "images of your own (--data.source folder --data.root DIR), or on --data.source digits or synthetic"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _fetch(url: str, path: Path) -> None:
-    """One request, with a progress bar; a server that falls silent for a minute is an error."""
-    with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
-        size = int(response.headers.get("Content-Length", 0)) or None
-        console = Console(stderr=True)
-        with wrap_file(
-            response, size or 0, description=f"downloading {path.name}", console=console, transient=True
-        ) as body:
-            shutil.copyfileobj(body, file)
-        if size is not None and file.tell() != size:
-            raise OSError(f"the connection ended after {file.tell()} of {size} bytes")

@@ -6,8 +6,10 @@ its final name, synced and renamed, so that a kill at any moment leaves the old 
 
 import hashlib
 import os
+import pickletools
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from distcnn.errors import BadInput
 
 FORMAT = 1
 _SEAL = 32  # bytes of a SHA-256
+_NAMES = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict")  # all that a checkpoint's pickle may call
 _NAME = re.compile(r"step-\d{8,}\.pt")
 
 
@@ -105,7 +108,9 @@ def load(path: Path) -> dict[str, Any]:
     if not is_whole(path):
         raise BadInput(f"{path}: damaged, or not a checkpoint; use another one of its folder")
     try:
+        _check_honest(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_backed(state)
     except Exception as error:  # weights_only refuses foreign content with a handful of exception types
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"{path}: not a checkpoint of distcnn: {reason}") from error
@@ -113,6 +118,40 @@ def load(path: Path) -> dict[str, Any]:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise BadInput(f"{path}: not a checkpoint of distcnn in format {FORMAT} (found {found})")
     return state
+
+
+def _check_honest(path: Path) -> None:
+    """Refuse what could make a small file large in memory; the checksum is no signature. Raises ValueError.
+
+    PyTorch's weights_only lets no code run, but it lets `bytearray(10**10)` and compressed records pass.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("it holds compressed records")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        programs = [record for record in records if record.filename.endswith("/data.pkl")]
+        if len(programs) != 1:
+            raise ValueError("it holds no state")
+        for code, argument, _ in pickletools.genops(archive.read(programs[0])):
+            if "GLOBAL" in code.name or code.name == "INST":
+                module, _, name = str(argument).partition(" ")
+                if argument not in _NAMES and not (module == "torch" and name.endswith("Storage")):
+                    raise ValueError(f"it names {argument}")
+
+
+def _check_backed(tree: Any) -> None:
+    """Every element of every tensor lies in the file: none is a huge view of a few bytes. Raises ValueError."""
+    if isinstance(tree, torch.Tensor):
+        if tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {list(tree.shape)} is larger than what is stored of it")
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            _check_backed(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            _check_backed(value)
 
 
 @contextmanager

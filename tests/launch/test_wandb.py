@@ -78,3 +78,16 @@ def test_a_faulty_wandb_does_not_touch_the_training(synthetic, tmp_path, trouble
     assert outcome.codes == [0, 0], outcome.err
     assert outcome.err.count("warning: wandb") == 1
     assert [line["step"] for line in metrics(tmp_path / "runs" / "tiny", "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_api_key_is_written_nowhere(synthetic, tmp_path):
+    secret = "0123456789abcdef" * 2 + "01234567"  # of the length of a real one
+    outcome = run_ranks(
+        ["train", synthetic, *OFFLINE, "--train.duration", "2step", "--tracking.wandb_timeout", "4"],
+        WANDB_API_KEY=secret,
+    )
+    assert outcome.codes == [0], outcome.err
+    assert secret not in outcome.out + outcome.err
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

@@ -3,13 +3,14 @@
 import pickle
 import random
 import re
+import resource
 import zipfile
 
 import pytest
 import torch
 
 from distcnn.errors import BadInput
-from distcnn.training.checkpoint import Checkpoints, is_whole, load, whole_file
+from distcnn.training.checkpoint import Checkpoints, _seal, is_whole, load, whole_file
 
 
 def state(step=0):
@@ -210,3 +211,42 @@ def test_a_missing_file_or_a_folder(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(BadInput, match=rf"{path.name}: no such checkpoint"):
             load(path)
+
+
+class Grows:
+    """Ten gigabytes of zeros, when it is unpickled: `weights_only` lets it pass."""
+
+    def __reduce__(self):
+        return bytearray, (10**10,)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"grows": Grows()}, "bytearray"),
+        ({"view": torch.zeros(1).expand(10**11)}, "is larger than what is stored of it"),
+        (
+            {"deep": [{"view": torch.zeros(3).as_strided((10**6, 10**6), (0, 0))}]},
+            "is larger than what is stored of it",
+        ),
+    ],
+)
+def test_a_small_file_cannot_become_large_in_memory(tmp_path, content, reason):
+    path = Checkpoints(tmp_path).save(content, 1, best=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadInput, match=reason):
+        load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+def test_compressed_records_are_refused(tmp_path):
+    path = Checkpoints(tmp_path).save(state(), 1, best=False)
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    _seal(path)
+    assert is_whole(path)
+    with pytest.raises(BadInput, match="compressed"):
+        load(path)
