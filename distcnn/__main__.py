@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,8 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        _tell_launcher(EXIT_FAILED)
+        if _lost_contact(error):
+            time.sleep(2)  # the rank that failed first has its say first
+            reason = str(error).splitlines()[0]
+            _print(DistcnnError(f"{reason}\nThis rank lost another one in the middle of an exchange; that one, or its "
+                                "launcher, says why, unless it was killed"))  # fmt: skip
+        else:
+            traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     _tell_launcher(code)
@@ -61,10 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _end_at_once(error: Stopped) -> None:
+def _lost_contact(error: Exception) -> bool:
+    """Whether gloo or NCCL gave up because another rank has gone."""
+    return (
+        isinstance(error, RuntimeError)
+        and re.search(r"gloo/transport|NCCL error|ncclRemoteError", str(error)) is not None
+    )
+
+
+def _end_at_once(error: DistcnnError) -> None:
     """From a thread beside the main one, which may stand anywhere."""
     try:
-        _speak_once(error)
+        if isinstance(error, Stopped):
+            _speak_once(error)
+        elif str(error):  # else another rank speaks
+            _print(error)
         _tell_launcher(error.exit_code)
     finally:  # whoever read stderr may be gone
         os._exit(error.exit_code)
@@ -168,7 +187,11 @@ def _speak_once(error: DistcnnError) -> None:
         time.sleep(2 if own else 60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
         if local_rank != 0 and not own:
             return
-    problems = error.problems if isinstance(error, BadInput) else [str(error)]
+    _print(error)
+
+
+def _print(error: DistcnnError) -> None:
+    problems = error.problems if isinstance(error, BadInput) else str(error).splitlines()
     titles = {BadInput: "distcnn: bad input", BadEnvironment: "distcnn: bad environment", Stopped: "distcnn: stopped"}
     title = titles.get(type(error), "distcnn: failed")
     print("\n".join([title, *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)

@@ -177,9 +177,13 @@ class CheckpointConfig:
     """Saving and continuing."""
 
     every: Duration = Field(default="1ep", description="and always at the end")
+    minutes: Float | None = Field(default=None, gt=0, description="and whenever so many have passed since the last one")
     keep: Int = Field(default=2, ge=1, description="the newest so many are kept, and the best")
     resume: str = Field(
         default="never", description="never; auto: the run folder's newest whole one, if any; or a file"
+    )
+    allow_changes: tuple[str, ...] = Field(
+        default=(), description="keys that may differ from those of the checkpoint, for example [optim.weight_decay]"
     )
 
 

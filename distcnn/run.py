@@ -5,6 +5,7 @@ Everything that can be wrong is found before the process group exists; files are
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,21 @@ from distcnn.parallel.engine_accelerate import AccelerateEngine
 from distcnn.parallel.engine_ddp import DDPEngine
 from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.signals import StopRequest
+from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
 from distcnn.parse import saved_settings, to_dict, to_yaml
+from distcnn.records import event
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
 from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
-from distcnn.training.checkpoint import Checkpoints, load
+from distcnn.training.checkpoint import Checkpoints
 from distcnn.training.evaluate import Evaluation, evaluate
-from distcnn.training.folder import find_resumed, load_weights, make_folder, run_id, save_weights, unwritable
+from distcnn.training.folder import find_resumed, load_run, load_weights, make_folder, run_id, save_weights, unwritable
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan
+from distcnn.training.saver import Saver
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,12 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     """
     parts, stop = prepare(config, world), stop or StopRequest()
     plan, model = parts.plan, parts.model
-    with process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout):
+    with (
+        process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout) as store,
+        ExitStack() as held,
+    ):
         _check_same(config, parts, world)
-        folder = on_main(lambda: make_folder(config), "rank 0 to make the run's folder")
+        folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
         engine = engine_of(config, world)(
             model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
@@ -136,33 +143,51 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         )  # fmt: skip
         state = TrainState()
         if parts.saved:
-            engine.load_state_dict(parts.saved)
+            try:
+                engine.load_state_dict(parts.saved)
+            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                raise BadInput(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
             state = TrainState(**parts.saved["state"])
         preprocess = _preprocess(config, parts.normalize, parts.device, Augment(
             config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout))  # fmt: skip
         described = _described(config, parts)
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+        watch = Watchdog(world, store, config.train.timeout, stop.end)
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
+        grace = os.environ.get("DISTCNN_GRACE", "")
+        trackers = Trackers()
+        saver = Saver(
+            checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0
+        )  # fmt: skip
+
+        def open_trackers() -> None:
+            try:
+                trackers.trackers += _trackers(config, world, parts, folder, state, described)
+            except OSError as error:
+                raise BadInput(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
 
         def evaluate_test() -> Evaluation:
-            return _evaluate_on(model, parts.test_data, config, preprocess, world)
+            return _evaluate_on(model, parts.test_data, config, preprocess, world, watch)
 
-        def save(state: TrainState, best: bool) -> None:
+        def save(state: TrainState, best: bool, wait: bool) -> str:
             if world.is_main:
-                checkpoints.save({**described, **engine.state_dict(), "state": asdict(state)}, state.step, best=best)
+                saver.save({**described, **engine.state_dict(), "state": asdict(state)}, state.step, best=best)
+            return on_main(saver.wait, "rank 0 to write the checkpoint") if wait else ""
 
         stop.begin(config.train.timeout)
-        trackers = Trackers(_trackers(config, world, parts, folder, state, described) if world.is_main else ())
-        on_main(lambda: None, "rank 0 to open its trackers")
+        on_main(open_trackers, "rank 0 to open its trackers")
         if parts.saved:
-            trackers.log({"kind": "event", "event": "resumed", "step": state.step, "message": _resumed(parts, state)})
+            trackers.log(event("resumed", state.step, _resumed(parts, state)))
         try:
-            evaluation = fit(
-                engine, _loader(config, world, parts, preprocess), plan, parts.schedule, state, trackers.log,
-                evaluate=evaluate_test, save=save, stop=stop, label_smoothing=config.train.label_smoothing,
-                log_every=config.tracking.log_every,
-            )  # fmt: skip
+            with watch:
+                evaluation = fit(
+                    engine, _loader(config, world, parts, preprocess), plan, parts.schedule, state, trackers.log,
+                    evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
+                    label_smoothing=config.train.label_smoothing, log_every=config.tracking.log_every,
+                )  # fmt: skip
+                if evaluation is None:  # the checkpoint was that of the end
+                    evaluation = evaluate_test()
         except Stopped as error:
-            trackers.log({"kind": "event", "event": "stopped", "step": state.step, "message": str(error)})
+            trackers.log(event("stopped", state.step, str(error)))
             trackers.finish("stopped", {"step": f"{state.step} of {plan.steps}"})
             # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
             on_main(lambda: None, "rank 0 to write its last records")
@@ -170,11 +195,20 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         except BaseException as error:
             trackers.finish(type(error).__name__, {"step": state.step})
             raise
-        if evaluation is None:  # the checkpoint was that of the end
-            evaluation = evaluate_test()
-        if world.is_main:
-            save_weights(folder / "model.safetensors", model, described)
-        trackers.finish("done", summary_fields(evaluation, state, plan, folder))
+
+        def write_weights() -> list[str]:
+            """The model, beside its checkpoint; returns what could not be written."""
+            lost = [f"the checkpoint of step {state.step}, which {saver.trouble}"] if saver.trouble else []
+            try:
+                save_weights(folder / "model.safetensors", model, described)
+            except OSError as error:
+                lost.append(f"model.safetensors ({error})")
+            return lost
+
+        lost = on_main(write_weights, "rank 0 to write the weights")
+        lost += trackers.finish("done", summary_fields(evaluation, state, plan, folder))
+        if lost:
+            raise DistcnnError(f"trained to the end, step {state.step}, but could not write {'; '.join(lost)}")
         return Result(folder, plan, state, evaluation)
 
 
@@ -190,7 +224,7 @@ def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[
                 f"{path}: holds no whole checkpoint in {path / 'checkpoints'}; give a run folder or a .pt file"
             )
         path = found
-    saved = load(path)
+    saved = load_run(path)
     config = saved_settings(saved["config"], str(path)).read_arguments(overrides).check(
         world_size=1, environment=lambda config: [*sources.problems(config.data), *device_problems(config, world)]
     )  # fmt: skip
@@ -258,10 +292,19 @@ def _place(model: nn.Module, config: Config, device: torch.device, *, compile: b
     return model
 
 
-def _evaluate_on(model: nn.Module, data: ImageSet, config: Config, preprocess: Preprocess, world: World) -> Evaluation:
+def _evaluate_on(
+    model: nn.Module,
+    data: ImageSet,
+    config: Config,
+    preprocess: Preprocess,
+    world: World,
+    watch: Watchdog | None = None,
+) -> Evaluation:
     size = config.eval.batch_size
     stream = evaluation_stream(data, size, preprocess, world.rank, world.size)
     batches = -(-len(data) // size)
+    if watch is not None:
+        stream = watch.each(stream, "evaluation")
     device = preprocess.device
     return evaluate(model, stream, batches, data.classes, device, lambda: autocast(device, config.train.precision))
 

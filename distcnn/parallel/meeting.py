@@ -25,8 +25,8 @@ _PORTS = 64  # tried one after another from world.master_port on, where the rank
 
 
 @contextmanager
-def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[None]:
-    """The ranks' meeting, over NCCL or gloo; nothing at all at world size 1.
+def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Any]:
+    """The ranks' meeting, over NCCL or gloo; yields its store. Nothing at all, and None, at world size 1.
 
     On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
@@ -34,7 +34,7 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
     Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's.
     """
     if world.size == 1:
-        yield
+        yield None
         return
     own = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.gpu, "LOCAL_WORLD_SIZE": world.local_size}
     own |= {"MASTER_ADDR": world.master_addrs[0], "MASTER_PORT": world.master_port}  # type: ignore[dict-item]
@@ -43,19 +43,21 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Non
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.update(added)
     try:
-        _meet(world, cuda, timeout_s)
-        yield
+        yield _meet(world, cuda, timeout_s)
     finally:
         for name in added:
             os.environ.pop(name, None)
     dist.destroy_process_group()
 
 
-def _meet(world: World, cuda: bool, timeout_s: float) -> None:
+def _meet(world: World, cuda: bool, timeout_s: float) -> Any:
     host, port = world.master_addrs[0], world.master_port
     where, at = f"rank {world.rank} of {world.size} on {socket.gethostname()}", f"{host}:{port}"
     try:
         with waiting(f"the other {world.size - 1} ranks at {at}"):
+            if cuda:  # NCCL's flight recorder: each rank's last exchanges, dumped where one has timed out
+                os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+                os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             # A program at the port that never answers: PyTorch's store would wait for it without end.
             store = _within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
             dist.init_process_group(
@@ -66,6 +68,7 @@ def _meet(world: World, cuda: bool, timeout_s: float) -> None:
                 timeout=timedelta(seconds=timeout_s),
                 device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
             )
+        return store
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise BadEnvironment(

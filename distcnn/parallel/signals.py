@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
+from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DistcnnError, Stopped
 
 # USR1 and USR2: a scheduler's warning before the time limit or a preemption. TERM: a scheduler's or torchrun's last
 # word before KILL. INT: Ctrl-C.
@@ -22,12 +22,12 @@ class StopRequest:
     the loop asks `agreed` after each step. A second Ctrl-C ends at once, whatever the process is in the middle of.
     """
 
-    def __init__(self, end: Callable[[Stopped], None] = lambda _: None) -> None:
+    def __init__(self, end: Callable[[DistcnnError], None] = lambda _: None) -> None:
         self.end = end  # does not come back
         self.number = 0  # of the signal; 0 while there was none
         self.training = False
         self.group: Any = None  # of torch.distributed
-        self.flag: Any = None  # [] int64: the number that is being agreed on
+        self.flags: Any = None  # [2] int64: the number, and whether to save, that are being agreed on
         self.work: Any = None
 
     def begin(self, timeout_s: float) -> None:
@@ -41,23 +41,24 @@ class StopRequest:
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.training = True
 
-    def agreed(self) -> int:
-        """The signal that any rank has got, equal on all ranks at each step; 0 for none. A collective.
+    def agreed(self, save: bool = False) -> tuple[int, bool]:
+        """The signal that any rank has got, 0 for none, and whether any wants to save; equal on all ranks.
 
-        The answer is that of the exchange begun at the call before, which had a whole step to travel.
+        A collective, called after each step. The answer is that of the exchange begun at the call before, which had
+        a whole step to travel.
         """
         if self.group is None:
-            return self.number
+            return self.number, save
         import torch
         import torch.distributed as dist
 
-        answer = 0
+        number, saving = 0, 0
         if self.work is not None:
             self.work.wait()
-            answer = int(self.flag)
-        self.flag = torch.tensor(self.number)
-        self.work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        return answer
+            number, saving = self.flags.tolist()
+        self.flags = torch.tensor([self.number, int(save)])
+        self.work = dist.all_reduce(self.flags, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        return number, bool(saving)
 
     def note(self, number: int) -> None:
         """A signal has come."""
@@ -69,7 +70,7 @@ class StopRequest:
 
 
 @contextmanager
-def catching_signals(end: Callable[[Stopped], None]) -> Iterator[StopRequest]:
+def catching_signals(end: Callable[[DistcnnError], None]) -> Iterator[StopRequest]:
     """A StopRequest that hears of signals; the old handlers are put back after it.
 
     Python runs a handler between two of its own instructions, never while the main thread stands in a collective or

@@ -39,6 +39,7 @@ def script(job: Job) -> str:
         "SIGNAL": job.signal,
         "PYTHON": job.python,
         "RANKS": str(job.ranks_per_node),
+        "GRACE": str(job.grace),
     }
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
@@ -101,6 +102,7 @@ trap : TERM
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # Rank 0 says here how it has ended: torchrun and srun do not tell.
 DISTCNN_EXIT_CODE_FILE=$(mktemp) && export DISTCNN_EXIT_CODE_FILE
+export DISTCNN_GRACE=@GRACE@ # seconds: the run warns where a step and a save take longer
 # An array's last element bears the array's own number: by that, all of it would be requeued.
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID

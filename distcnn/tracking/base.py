@@ -1,9 +1,10 @@
 """The protocol of a tracker."""
 
+import threading
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
-Record = dict[str, Any]  # one line of metrics.jsonl: {"kind": "train" | "eval" | "event", "step": int, …}
+from distcnn.records import Record
 
 
 class Tracker(Protocol):
@@ -12,22 +13,28 @@ class Tracker(Protocol):
     def log(self, record: Record) -> None:
         """Take one record; never wait for a network."""
 
-    def finish(self, status: str, summary: Record) -> None:
-        """End with a status ("done" or what went wrong in a word) and the run's final numbers."""
+    def finish(self, status: str, summary: Record) -> str | None:
+        """End with a status ("done" or what went wrong in a word) and the run's final numbers.
+
+        Returns what it has lost, if it promised to lose nothing.
+        """
 
 
 class Trackers:
-    """Several trackers as one; with none, as on every rank but 0, nothing happens."""
+    """Several trackers as one; with none, as on every rank but 0, nothing happens. Any thread may log."""
 
     def __init__(self, trackers: Iterable[Tracker] = ()):
         self.trackers = list(trackers)
+        self.lock = threading.Lock()
 
     def log(self, record: Record) -> None:
         """Pass a record on to each."""
-        for tracker in self.trackers:
-            tracker.log(record)
+        with self.lock:
+            for tracker in self.trackers:
+                tracker.log(record)
 
-    def finish(self, status: str, summary: Record) -> None:
-        """End each."""
-        for tracker in self.trackers:
-            tracker.finish(status, summary)
+    def finish(self, status: str, summary: Record) -> list[str]:
+        """End each; returns what they have lost."""
+        with self.lock:
+            lost = [tracker.finish(status, summary) for tracker in self.trackers]
+        return [what for what in lost if what]

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from distcnn.tracking.base import Record
+from distcnn.records import Record
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.loop import TrainState
 from distcnn.training.plan import Plan

@@ -1,38 +1,64 @@
 """metrics.jsonl: one JSON object a line, the source of truth."""
 
+import errno
 import json
 import math
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distcnn.tracking.base import Record
+from distcnn.records import Record
 from distcnn.training.checkpoint import whole_file
 
 
 class JsonlTracker:
-    """Appends every record. Continuing from `step`, it first removes the lines after it, and a torn last one."""
+    """Appends every record. Continuing from `step`, it first removes the lines after it, and a torn last one.
+
+    Where the disk is full, lines wait in memory for the next record, and the training goes on.
+    """
 
     def __init__(self, path: Path, step: int = 0):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+            kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_until(line, step)]
             with whole_file(path) as partial:
-                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8", buffering=1)
+                partial.write_bytes(b"".join(kept))
+        self.file = path.open("ab", buffering=0)
+        self.end = self.file.tell()  # of the last whole line
+        self.waiting: list[bytes] = []
 
     def log(self, record: Record) -> None:
         """Write one line. What JSON cannot hold (NaN, infinity) becomes null."""
-        self.file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self.waiting.append((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+        self._write()
 
-    def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
+    def _write(self) -> None:
+        text = b"".join(self.waiting)
+        try:
+            if self.file.write(text) != len(text):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(self.end)
+            if len(self.waiting) == 1:
+                print(f"warning: {self.path}: {error.strerror}; its lines wait in memory", file=sys.stderr)
+        else:
+            self.end += len(text)
+            self.waiting.clear()
+
+    def finish(self, status: str, summary: Record) -> str | None:  # noqa: ARG002
         """Close the file: the records have said it all."""
+        if self.waiting:
+            self._write()
         self.file.close()
+        return f"{len(self.waiting)} lines of {self.path.name}" if self.waiting else None
 
 
-def _is_until(line: str, step: int) -> bool:
+def _is_until(line: bytes, step: int) -> bool:
     try:
-        return bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged by whatever it was
         return False
 
 

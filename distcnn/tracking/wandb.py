@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from distcnn.config import Problem, TrackingConfig
 from distcnn.parallel.waiting import waiting
-from distcnn.tracking.base import Record
+from distcnn.records import Record
 
 THREAD_NAME = "distcnn-wandb"
 _BACKLOG = 50_000  # records kept for a wandb that is slow; beyond it they are dropped, with one warning

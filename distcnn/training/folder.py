@@ -3,39 +3,87 @@
 import json
 import os
 import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from typing_extensions import TypedDict
 
 from distcnn.config import Config
+from distcnn.data.augment import Normalize
 from distcnn.errors import BadInput
-from distcnn.parse import to_dict
+from distcnn.parallel.waiting import waiting
+from distcnn.parse import SECTIONS, to_dict
 from distcnn.training.checkpoint import Checkpoints, load, whole_file
+from distcnn.training.loop import TrainState
 from distcnn.training.plan import Plan
 
-RATES = ("lr", "lr_scaling", "base_batch")  # of the optimizer's settings, those that the schedule sets at every step
+# A position in an epoch means something else when one of these has changed.
+POSITION = ("train_images", "batch_size", "steps_per_epoch")
+BOUND = ("seed", "model.name", "optim.name", "train.batch_size")  # never changed in a run: what is saved would not fit
+# Where files lie, what is reported, how long it goes on, and on what it runs.
+HARMLESS = (
+    "name", "output_dir", "engine", "eval", "checkpoint", "tracking", "data.root", "data.url", "data.md5",
+    "data.cache_dir", "data.loader", "data.workers", "model.compile", "train.duration", "train.micro_batch",
+    "train.device", "train.threads", "train.timeout",
+)  # fmt: skip
 
 
-def make_folder(config: Config) -> Path:
-    """Make the run's folder: the named one to continue it, otherwise the first of name, name-2, … that is free."""
+def make_folder(config: Config, held: ExitStack) -> Path:
+    """Make the run's folder: the named one to continue it, otherwise the first of name, name-2, … that is free.
+
+    It is locked until `held` is closed, or the process has ended. Raises BadInput where another process trains in it.
+    """
+    try:
+        folder = _make(config)
+        held.enter_context(_locked(folder))
+    except OSError as error:
+        problem = f"output_dir = {config.output_dir}: {error.strerror}; give a folder that can be written"
+        raise BadInput(problem) from error
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. A killed process has let it go at once; on a network file system it can take a minute."""
+    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    other = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+    try:
+        with waiting(f"{other}, which may train in {folder}"):
+            lock.acquire(timeout=10 if other.endswith(f" on {socket.gethostname()}") else 90)
+    except Timeout:
+        raise BadInput(
+            f"output_dir, name: {folder} is being trained in by {other}; wait for its end, or give --name"
+        ) from None
+    try:
+        with suppress(OSError):  # a full disk
+            owner.write_text(me, encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _make(config: Config) -> Path:
     name = config.name or "run"
     output = Path(config.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if config.checkpoint.resume == "auto":
-            (output / name).mkdir(exist_ok=True)
-            return output / name
-        for folder in (output / (name if n == 1 else f"{name}-{n}") for n in count(1)):
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    except OSError as error:
-        raise BadInput(f"output_dir = {output}: {error.strerror}; give a folder that can be written") from error
+    output.mkdir(parents=True, exist_ok=True)
+    if config.checkpoint.resume == "auto":
+        (output / name).mkdir(exist_ok=True)
+        return output / name
+    for folder in (output / (name if n == 1 else f"{name}-{n}") for n in count(1)):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
     raise AssertionError("count() does not end")
 
 
@@ -58,6 +106,32 @@ def unwritable(folder: Path) -> str | None:
     return None
 
 
+class Saved(TypedDict):
+    """What a checkpoint of a run holds: all that it takes to use or to continue it."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    config: dict[str, Any]
+    plan: Plan
+    classes: list[str]
+    image_size: int
+    normalize: Normalize
+    state: TrainState
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """A run's checkpoint, as plain values. Raises BadInput where something is missing or is not what it should be."""
+    saved = load(path)
+    try:
+        _SAVED.validate_python(saved)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{path}: not a checkpoint of a run: {place}: {first['msg']}") from error
+    return saved
+
+
 def find_resumed(config: Config, plan: Plan, model: nn.Module) -> tuple[dict[str, Any] | None, list[Path]]:
     """The checkpoint to go on from, checked against this run, or None to start anew; and damaged newer ones."""
     resume = config.checkpoint.resume
@@ -69,18 +143,34 @@ def find_resumed(config: Config, plan: Plan, model: nn.Module) -> tuple[dict[str
         if found is None:
             return None, damaged
         path = found
-    saved = load(path)
+    saved = load_run(path)
     load_weights(model, saved, path)
-    # What decides which images each step sees, and what the optimizer's state belongs to. The rates may change.
-    old, new = saved["config"], to_dict(config)
-    before, now = saved["plan"] | {"seed": old["seed"]}, asdict(plan) | {"seed": new["seed"]}
-    pairs = [(key, before[key], now[key]) for key in ("train_images", "batch_size", "steps_per_epoch", "seed")]
-    pairs += [(f"optim.{key}", old["optim"].get(key), value) for key, value in new["optim"].items() if key not in RATES]
-    if changed := [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]:
+    before, now = saved["plan"], asdict(plan)
+    changed = [(key, before[key], now[key]) for key in POSITION if before[key] != now[key]]
+    bound, allowed = bool(changed), {*HARMLESS, *config.checkpoint.allow_changes}
+    for key, was, value in differences(saved["config"], to_dict(config)):
+        if key in BOUND or not {key, key.split(".")[0]} & allowed:
+            changed.append((key, was, value))
+            bound |= key in BOUND
+    if changed:
+        cure = "" if bound else ", or allow the change by --checkpoint.allow_changes '[KEY, …]' if it is meant"
         raise BadInput(
-            f"checkpoint.resume: cannot go on from {path}: {'; '.join(changed)}; start a run of another name"
+            f"checkpoint.resume: {path} was trained otherwise: "
+            + "; ".join(f"{key} was {was}, is {value}" for key, was, value in changed)
+            + f"; start a run of another name{cure}"
         )
     return saved, damaged
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of each setting that is not the same."""
+    for key, value in now.items():
+        was = before.get(key)
+        if isinstance(value, dict) and key in SECTIONS:
+            for leaf, one, other in differences(was or {}, value):
+                yield f"{key}.{leaf}", one, other
+        elif was != value:
+            yield key, was, value
 
 
 def load_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
@@ -93,7 +183,8 @@ def load_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> None:
-    """The final weights as safetensors, with what one needs to use them in its metadata."""
+    """The final weights as safetensors, with what one needs to use them in its metadata. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     config = described["config"]
@@ -103,4 +194,10 @@ def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> Non
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as partial:
-        save_file(tensors, partial, {"distcnn": json.dumps(metadata)})  # one key: several would come in random order
+        try:
+            save_file(tensors, partial, {"distcnn": json.dumps(metadata)})  # one key: several come in random order
+        except SafetensorError as error:  # its own name for a full disk
+            raise OSError(str(error)) from error
+
+
+_SAVED = TypeAdapter(Saved)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,11 @@ from distcnn.errors import NonFiniteLoss
 from distcnn.parallel.collectives import stack_ranks
 from distcnn.parallel.engine import Engine
 from distcnn.parallel.signals import StopRequest, stopped
+from distcnn.parallel.watchdog import Watchdog
+from distcnn.records import Record, event
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.plan import Plan, Schedule
-
-Log = Callable[[dict[str, Any]], None]  # takes one line of metrics.jsonl
 
 
 @dataclass
@@ -35,18 +34,21 @@ def fit(
     plan: Plan,
     schedule: Schedule,
     state: TrainState,
-    log: Log,
+    log: Callable[[Record], None],
     *,
     evaluate: Callable[[], Evaluation],
-    save: Callable[[TrainState, bool], None],
+    save: Callable[[TrainState, bool, bool], str],
+    save_due: Callable[[], bool],
     stop: StopRequest,
+    watch: Watchdog,
     label_smoothing: float = 0.0,
     log_every: int = 10,
 ) -> Evaluation | None:
     """Train from `state.step` to `plan.steps`; returns the last evaluation, None if nothing was left to do.
 
-    All ranks call it and do the same: only what `log` and `save` do inside differs by rank. A signal to any rank
-    ends it after a step, on all ranks with Stopped, the step saved.
+    All ranks call it and do the same: only what `log` and `save` do inside differs by rank. `save(state, best, wait)`
+    returns, where it is to wait, what went wrong, on all ranks alike. A signal to any rank ends it after a step, on
+    all ranks with Stopped, the step saved.
     """
     running = RunningStatistics(engine.model, plan.accumulation * plan.world_size)
     losses = StepLosses(plan, schedule, state, log, engine.device)
@@ -57,17 +59,20 @@ def fit(
         batches = loader.epoch(epoch, first_step)
         for _ in range(first_step, plan.steps_per_epoch):
             lr = schedule.lr_at(state.step)
-            losses.add(train_step(engine, batches, running, lr, label_smoothing))
+            losses.add(train_step(engine, batches, running, lr, label_smoothing, watch))
             state.step += 1
+            watch.steps_done(state.step)
 
             last = state.step == plan.steps
             evaluating = last or state.step % plan.eval_every == 0
-            signal = stop.agreed()
-            saving = last or bool(signal) or state.step % plan.checkpoint_every == 0
+            watch.enter("agreement")
+            signal, due = stop.agreed(save_due())
+            saving = last or bool(signal) or due or state.step % plan.checkpoint_every == 0
             if evaluating or saving or losses.count == log_every:
                 losses.flush()  # raises on all ranks if any loss was not finite: nothing after it is kept
             improved = False
             if evaluating:
+                watch.enter("evaluation")
                 evaluation = evaluate()
                 improved = evaluation.accuracy > state.best_accuracy
                 if improved:
@@ -82,14 +87,16 @@ def fit(
                         **evaluation.record(),
                     }
                 )
+            trouble = ""
             if saving or improved:
-                save(state, improved)
+                watch.enter("checkpoint")
+                trouble = save(state, improved, last or bool(signal))
             if evaluating or saving:
                 losses.restart_clock()
             if last:
                 break
             if signal:
-                raise stopped(signal, f"after step {state.step} of {plan.steps}, which is saved")
+                raise stopped(signal, f"after step {state.step} of {plan.steps}, which {trouble or 'is saved'}")
     running.close()
     return evaluation
 
@@ -100,21 +107,27 @@ def train_step(
     running: RunningStatistics,
     lr: float,
     label_smoothing: float,
+    watch: Watchdog,
 ) -> torch.Tensor:
     """One update from one global batch. Returns this rank's part of its mean loss, [] float32, on the device."""
     loss_part = torch.zeros((), device=engine.device)
+    watch.enter("data")
     for batch in batches:
+        watch.enter("forward")
         # Dropout and the like depend on the place in the epoch alone: not on the rank, nor on what ran before.
         torch.manual_seed(batch.seed)
         with engine.accumulate(sync=batch.last):
             with engine.autocast():
                 logits = engine.forward(batch.images)  # [n, classes]
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.share
+            watch.enter("backward")
             engine.backward(loss, sync=batch.last)
         running.add(batch.share)
         loss_part += loss.detach()
         if batch.last:
             break
+        watch.enter("data")
+    watch.enter("optimizer")
     running.end()
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
@@ -125,7 +138,9 @@ def train_step(
 class StepLosses:
     """Each step's loss stays on the device until a log point, where all ranks meet once for all steps since."""
 
-    def __init__(self, plan: Plan, schedule: Schedule, state: TrainState, log: Log, device: torch.device):
+    def __init__(
+        self, plan: Plan, schedule: Schedule, state: TrainState, log: Callable[[Record], None], device: torch.device
+    ):
         self.plan, self.schedule, self.state, self.log = plan, schedule, state, log
         self.parts: list[torch.Tensor] = []
         self.device = device
@@ -160,9 +175,9 @@ class StepLosses:
                 rank = f"rank {bad[0]}" if len(bad) == 1 else f"ranks {', '.join(map(str, bad))}"
                 value = by_rank[bad[0], i].item()
                 message = f"the loss is {value} at step {step + 1} (epoch {epoch}) on {rank}, learning rate {lr:.3g}"
-                self.log({"kind": "event", "event": "non_finite_loss", "step": step + 1, "message": message})
+                self.log(event("non_finite_loss", step + 1, message))
                 raise NonFiniteLoss(message + "; all ranks stopped there, and nothing later was saved")
-            record: dict[str, Any] = {
+            record: Record = {
                 "kind": "train",
                 "step": step + 1,
                 "epoch": epoch,

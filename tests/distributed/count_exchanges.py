@@ -12,7 +12,8 @@ from distcnn.data.sources import load
 from distcnn.models import build_model
 from distcnn.parallel.engine_ddp import DDPEngine
 from distcnn.parallel.meeting import process_group
-from distcnn.parallel.world import world_from
+from distcnn.parallel.watchdog import Watchdog
+from distcnn.parallel.world import World, world_from
 from distcnn.parse import Settings
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
@@ -41,7 +42,7 @@ with process_group(world, cuda=False, timeout_s=60):
     counts = []
     for _ in range(3):
         exchanged = 0
-        train_step(engine, batches, RunningStatistics(model, 12), 0.1, 0.0)
+        train_step(engine, batches, RunningStatistics(model, 12), 0.1, 0.0, Watchdog(World(), None, 60, print))
         counts.append(exchanged / parameters)
     if world.is_main:
         print(f"exchanges per update: {counts}")

@@ -190,12 +190,12 @@ def test_handlers_are_put_back():
         assert end.exit_code == EXIT_PREEMPTED
         stop.number = 0
         stop.begin(timeout_s=1)
-        assert stop.agreed() == 0
+        assert stop.agreed() == (0, False)
         signal.raise_signal(signal.SIGTERM)
         deadline = time.monotonic() + TIMEOUT
-        while not stop.agreed():
+        while not stop.agreed()[0]:
             assert time.monotonic() < deadline
-        assert stop.agreed() == signal.SIGTERM
+        assert stop.agreed(save=True) == (signal.SIGTERM, True)
     assert ends.empty()
     assert [signal.getsignal(number) for number in CAUGHT] == before
     assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,90 @@
+"""Saves beside the training: a snapshot is taken, and a thread writes it while the next steps run."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from distcnn.parallel.waiting import waiting
+from distcnn.records import Record, event
+from distcnn.training.checkpoint import Checkpoints
+
+
+class Saver:
+    """Rank 0's writer; on the other ranks, `checkpoints` is None and nothing happens. `report` takes a line of the log.
+
+    One save is in flight at most: the next one waits for it, so that memory holds one snapshot. A save that fails
+    (a full disk, a folder that has become read-only) is reported, from the thread, and the training goes on: all
+    earlier checkpoints are as they were. `grace` is the time from a scheduler's signal to the end, in seconds, 0 where
+    it is not known: too short a one is reported once.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        report: Callable[[Record], None],
+        minutes: float | None = None,
+        grace: float = 0,
+    ):
+        self.checkpoints, self.report, self.minutes, self.grace = checkpoints, report, minutes, grace
+        self.thread: threading.Thread | None = None
+        self.trouble = ""  # of the last save; empty when it is on the disk
+        self.failed = 0
+        self.last = self.asked = time.monotonic()
+        self.step_s = 0.0  # the longest step, with its evaluation
+
+    def due(self) -> bool:
+        """Whether `checkpoint.minutes` have passed; asked after each step. Rank 0's clock decides."""
+        now = time.monotonic()
+        self.step_s, self.asked = max(self.step_s, now - self.asked), now
+        return self.checkpoints is not None and self.minutes is not None and now - self.last >= 60 * self.minutes
+
+    def save(self, state: dict[str, Any], step: int, *, best: bool) -> None:
+        """Begin to save a state; the caller may change its tensors afterwards."""
+        if self.checkpoints is None:
+            return
+        self.wait()
+        self.last = time.monotonic()
+        copied = snapshot(state)
+        self.thread = threading.Thread(target=self._write, args=(copied, step, best), name="distcnn-saver")
+        self.thread.start()
+
+    def wait(self) -> str:
+        """Until the save in flight has ended; what went wrong with it, or nothing."""
+        if self.thread is not None:
+            with waiting("the checkpoint to be written"):
+                self.thread.join()
+            self.thread = None
+        return self.trouble
+
+    def _write(self, state: dict[str, Any], step: int, best: bool) -> None:
+        started = time.monotonic()
+        try:
+            assert self.checkpoints is not None
+            self.checkpoints.save(state, step, best=best)
+            self.trouble = ""
+        except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer
+            self.failed += 1
+            newest = next((path.name for path in self.checkpoints.all()), "none") if self.checkpoints else "none"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            self.trouble = f"could not be saved ({reason}); the newest checkpoint is {newest}"
+            self.report(event("save_failed", step, f"step {step} {self.trouble}; the training goes on"))
+        needed = time.monotonic() - started + self.step_s
+        if 0 < self.grace < needed:
+            message = (
+                f"a step and its save can take {needed:.1f} s, but the scheduler ends the job {self.grace:g} s after "
+                f"its signal: submit it with --grace {2 * needed + 30:.0f} or more"
+            )
+            self.report(event("short_grace", step, message))
+            self.grace = 0
+
+
+def snapshot(tree: Any) -> Any:
+    """A copy on the CPU of nested dicts, lists and tuples with tensors."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: snapshot(value) for key, value in tree.items()}
+    return type(tree)(map(snapshot, tree)) if isinstance(tree, list | tuple) else tree

@@ -1,0 +1,79 @@
+"""A rank that stops is named by the others, with its place, within train.timeout; nobody is left behind."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from conftest import TIMEOUT, clean_environment, run_ranks
+from test_signals import RARELY, started, trains, until
+
+from distcnn.parallel.watchdog import Watchdog
+from distcnn.parallel.world import World
+
+LONG = (*RARELY, "--train.duration", "100000step", "--train.timeout", "20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "victim"), [(4, 2), (2, 0)])
+def test_a_stopped_rank_is_named_and_the_job_ends(synthetic, tmp_path, ranks, victim):
+    """Of two, rank 0, which serves the store: it is silent too."""
+    with started(tmp_path, ["train", synthetic, *LONG], ranks) as processes:
+        until(lambda: trains(tmp_path / "runs" / "tiny"), processes[0])
+        until(lambda: len((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text()) > 5000, processes[0])
+        processes[victim].send_signal(signal.SIGSTOP)
+        codes = [process.wait(TIMEOUT) for process in processes]
+    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(ranks)]
+    err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(ranks))
+    assert err.count("distcnn: failed") == 1, err
+    assert re.search(
+        rf"rank {victim} on \S+, process \d+: no sign of life for \d+ s, last seen in \w+ of step \d+, at\n", err
+    )
+    assert "in train_step" in err or "in fit" in err
+    assert f"rank {victim}'s process is killed" in err
+    assert "Traceback" not in err
+
+
+def test_ranks_whose_agent_was_killed_end(synthetic, tmp_path):
+    """torchrun's workers are in sessions of their own: nothing else ends them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    command += ["-m", "distcnn", "train", str(synthetic), *LONG]
+    with (tmp_path / "err").open("w+") as err:
+        agent = psutil.Popen(command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=err)
+        try:
+            until(lambda: trains(tmp_path / "runs" / "tiny"), agent)
+            (rank,) = agent.children()
+            agent.kill()
+            assert rank.wait(TIMEOUT) is None  # not our child: only that it has ended is known
+        finally:
+            agent.kill()
+            agent.wait()
+        err.seek(0)
+        assert "torchrun's agent has died" in err.read()
+
+
+def test_a_rank_that_dies_ends_the_others_without_their_tracebacks(synthetic, tmp_path):
+    (tmp_path / "dies.py").write_text(
+        "from distcnn.models.simple import SimpleCNN\nimport os\n"
+        "class Dies(SimpleCNN):\n"
+        "    def forward(self, x):\n"
+        "        if os.environ['RANK'] == '1' and x.device.type != 'meta':\n"
+        "            raise LookupError('planted')\n"
+        "        return super().forward(x)\n"
+    )
+    outcome = run_ranks(["train", synthetic, "--model.name", "dies:Dies"], 3, cwd=tmp_path)
+    assert outcome.codes == [1, 1, 1]
+    assert outcome.err.count("Traceback") == 1
+    assert "LookupError: planted" in outcome.err
+    assert outcome.err.count("This rank lost another one in the middle of an exchange") == 2
+
+
+def test_one_rank_alone_may_take_its_time():
+    with Watchdog(World(), None, 0.01, end=pytest.fail) as watch:
+        assert list(watch.each("ab", "evaluation")) == ["a", "b"]
+        assert (watch.phase, watch.moves) == ("evaluation", 2)
+        watch.done.wait(0.2)
+        watch.steps_done(7)
+    assert (watch.step, watch.moves) == (7, 0)
