@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slurm packages lint clean
+.PHONY: train test test-slurm chaos packages lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -19,6 +19,12 @@ test: .venv/.lint
 # A part of `make test` by itself: a real two-node Slurm cluster on this host. Needs root and `make packages`.
 test-slurm: .venv/.lint
 	DISTCNN_TEST_ALL=1 $(BIN)/python -m pytest tests/slurm
+
+# One fault a trial, then a resume that has to end in the same bits. About 10 s each.
+TRIALS ?= 200
+SEED ?= 0
+chaos: .venv/.lint
+	$(BIN)/python tests/chaos.py --trials $(TRIALS) --seed $(SEED) --out docs/chaos.md
 
 # What the tests of Slurm, mpirun and two hosts need (Debian); without it they are skipped.
 packages:
