@@ -23,7 +23,7 @@ from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
 from distcnn.parallel import engine_accelerate
-from distcnn.parallel.collectives import gather_ranks, on_main
+from distcnn.parallel.collectives import check_same, on_main
 from distcnn.parallel.device import device_problems, set_up_device
 from distcnn.parallel.engine import AUTOCAST, Engine, autocast
 from distcnn.parallel.engine_accelerate import AccelerateEngine
@@ -134,7 +134,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout) as store,
         ExitStack() as held,
     ):
-        _check_same(config, parts, world)
+        step = parts.saved["state"]["step"] if parts.saved else 0
+        own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
+        check_same({key: own[key] for key in own if key not in ("device", "threads")})
         folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
         engine = engine_of(config, world)(
@@ -155,9 +157,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
         grace = os.environ.get("DISTCNN_GRACE", "")
         trackers = Trackers()
-        saver = Saver(
-            checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0
-        )  # fmt: skip
+        saver = Saver(checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0)
 
         def open_trackers() -> None:
             try:
@@ -324,24 +324,6 @@ def _trackers(
         known = described["config"] | {"plan": described["plan"]}
         yield wandb_tracking.WandbTracker(
             folder, run_id(folder), mode, tracking.wandb_project, known, tracking.wandb_timeout
-        )
-
-
-def _check_same(config: Config, parts: Parts, world: World) -> None:
-    """Ranks that were started differently would train, each a bit of something else. Raises on all ranks alike."""
-    state = parts.saved["state"] if parts.saved else {"step": 0}
-    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": state["step"], **asdict(parts.plan)}
-    first, *others = gather_ranks(own, "the other ranks to read their data and checkpoint")
-    different = [
-        f"{key} is {first[key]} on rank 0, {other[key]} on rank {rank}"
-        for rank, other in enumerate(others, 1)
-        for key in own
-        if other[key] != first[key] and key not in ("device", "threads")
-    ]
-    if different:
-        raise DistcnnError(
-            f"the ranks are not in the same run: {'; '.join(different)}. All nodes should see the same config, run "
-            "folder and images, and all ranks should get the launcher's variables"
         )
 
 

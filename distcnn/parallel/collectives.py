@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distcnn.errors import BadInput
+from distcnn.errors import BadInput, DistcnnError
 from distcnn.parallel.waiting import waiting
 
 T = TypeVar("T")
@@ -29,14 +29,25 @@ def stack_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def gather_ranks(value: T, what: str) -> list[T]:
-    """Each rank's value (plain picklable data), on all ranks, in their order. `what` is waited for, as in on_main."""
+def check_same(own: dict[str, Any]) -> None:
+    """Ranks that were started differently would train, each a bit of something else: raises on all of them alike."""
     if not dist.is_initialized():
-        return [value]
+        return
     box: list[Any] = [None] * dist.get_world_size()
-    with waiting(what):
-        dist.all_gather_object(box, value)
-    return box
+    with waiting("the other ranks to read their data and checkpoint"):
+        dist.all_gather_object(box, own)
+    first, *others = box
+    different = [
+        f"{key} is {first[key]} on rank 0, {other[key]} on rank {rank}"
+        for rank, other in enumerate(others, 1)
+        for key in first
+        if other[key] != first[key]
+    ]
+    if different:
+        raise DistcnnError(
+            f"the ranks are not in the same run: {'; '.join(different)}. All nodes should see the same config, run "
+            "folder and images, and all ranks should get the launcher's variables"
+        )
 
 
 def on_main(decide: Callable[[], T], what: str) -> T:

@@ -240,7 +240,7 @@ def describe_network(world: World) -> str:
     line = f"{world.nodes} node{'s' * (world.nodes > 1)}, over {interface}"
     if world.nodes == 1:
         return line
-    up = [name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith("lo")]
+    up = up_interfaces()
     if len(up) > 1:
         line += (
             f"; others are {', '.join(sorted(set(up) - {interface}))}: choose by GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"

@@ -11,9 +11,10 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import psutil
+from typing_extensions import Self
 
 from distcnn.errors import DistcnnError
 from distcnn.parallel.world import World
@@ -82,6 +83,7 @@ class Watchdog:
         self.step, self.moves = step, 0
 
     def __enter__(self) -> Self:
+        self.moved = time.monotonic()  # what came before, as opening trackers, is not watched
         for work in (self._watch, self._exchange)[: 1 if self.store is None else 2]:
             threading.Thread(target=work, name="distcnn-watchdog", daemon=True).start()
         return self

@@ -1,10 +1,10 @@
 """A seeded sample of the chaos trials; `make chaos` runs all of them many times."""
 
-import os
 import random
 
 import pytest
 from chaos import FAULTS, NEEDS_ROOT, Chaos, full_disk
+from conftest import require
 
 SAMPLE = {full_disk, *random.Random(0).sample(FAULTS, 4)}
 
@@ -17,7 +17,7 @@ def chaos(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", sorted(SAMPLE, key=FAULTS.index), ids=lambda fault: fault.__name__)
 def test_after_a_fault_the_run_goes_on_to_the_same_bits(chaos, fault):
-    if fault in NEEDS_ROOT and os.geteuid() != 0:
-        pytest.skip("needs root, for a file system of its own")
+    if fault in NEEDS_ROOT:
+        require(root=True)
     problem, _ = chaos.trial(FAULTS.index(fault), fault)
     assert not problem
