@@ -107,7 +107,9 @@ class ModelConfig:
 class OptimConfig:
     """The optimizer. BatchNorm parameters and biases get no weight decay."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
+    name: Literal["sgd", "adam", "adamw", "muon"] = Field(
+        default="sgd", description="optimizer; muon: for filters and hidden matrices, with Nesterov SGD for the rest"
+    )
     lr: Float = Field(
         default=0.1, gt=0, description="peak learning rate, at optim.base_batch if lr_scaling is not none"
     )
@@ -115,12 +117,17 @@ class OptimConfig:
         default="none", description="lr × (global batch / base_batch)^0|1|½"
     )
     base_batch: Int = Field(default=128, ge=1, description="the global batch that optim.lr was chosen for")
-    momentum: Float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum")
+    head_lr: Float | None = Field(default=None, gt=0, description="of the last linear layer's matrix; default: lr")
+    bias_lr: Float | None = Field(default=None, gt=0, description="of biases and BatchNorm's parameters; default: lr")
+    momentum: Float = Field(default=0.9, ge=0, lt=1, description="sgd, muon: momentum")
     nesterov: bool = Field(default=True, description="sgd: Nesterov's momentum")
     beta1: Float = Field(default=0.9, ge=0, lt=1, description="adam, adamw")
     beta2: Float = Field(default=0.999, ge=0, lt=1, description="adam, adamw")
     eps: Float = Field(default=1e-8, gt=0, description="adam, adamw")
-    weight_decay: Float = Field(default=0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw)")
+    weight_decay: Float = Field(default=0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw, muon)")
+    fixed_norm: bool = Field(
+        default=False, description="muon: keep each filter bank's norm at √filters, if BatchNorm follows each of them"
+    )
 
 
 @dataclass(frozen=True, config=_SETTINGS)

@@ -47,6 +47,9 @@ from distcnn.training.plan import Plan, Schedule, make_plan
 from distcnn.training.saver import Saver
 
 
+INIT_IMAGES = 5000  # so many of the training images a model with `init_from_images` sees, at most
+
+
 @dataclass(frozen=True)
 class Result:
     """What a training leaves behind."""
@@ -101,6 +104,10 @@ def prepare(config: Config, world: World) -> Parts:
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
     model = models.build_model(config.model.name, len(train_data.classes), image_size, config.model.args)
+    normalize = _normalize(config, train_data)
+    if hasattr(model, "init_from_images"):
+        chosen = train_data.images[:: -(-len(train_data) // INIT_IMAGES)]  # evenly: a folder's are sorted by class
+        model.init_from_images(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
     plan = make_plan(
         config,
         train_images=len(train_data),
@@ -117,7 +124,7 @@ def prepare(config: Config, world: World) -> Parts:
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
     model = _place(model, config, device, compile=config.model.compile and not foreign)
     return Parts(
-        device, train_data, test_data, _normalize(config, train_data), model,
+        device, train_data, test_data, normalize, model,
         make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
     )  # fmt: skip
 

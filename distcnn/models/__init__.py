@@ -16,12 +16,14 @@ from distcnn.errors import BadInput
 from distcnn.models.compact import CompactCNN
 from distcnn.models.resnet import ResNet9, resnet18
 from distcnn.models.simple import SimpleCNN
+from distcnn.models.whitened import WhitenedCNN
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "simple_cnn": SimpleCNN,
     "compact_cnn": CompactCNN,
     "resnet9": ResNet9,
     "resnet18": resnet18,
+    "whitened_cnn": WhitenedCNN,
 }
 
 

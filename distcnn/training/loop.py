@@ -16,6 +16,7 @@ from distcnn.parallel.watchdog import Watchdog
 from distcnn.records import Record, event
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
+from distcnn.training.optim import set_rate
 from distcnn.training.plan import Plan, Schedule
 
 
@@ -129,8 +130,7 @@ def train_step(
         watch.enter("data")
     watch.enter("optimizer")
     running.end()
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(engine.optimizer, lr)
     engine.step()
     return loss_part
 

@@ -1,30 +1,48 @@
-"""Optimizers, with weight decay where it belongs."""
+"""Optimizers, with weight decay and learning rates where they belong."""
+
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distcnn.config import OptimConfig
+from distcnn.training.muon import Muon
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for convolutions and linear layers; none for BatchNorm's parameters and biases, which are 1-d.
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Up to three groups: filters and hidden matrices; the head (the last linear layer's matrix); what is 1-d.
 
-    Decay on these only shrinks scales that the next normalisation restores (He et al. 2018, "Bag of tricks",
-    arXiv:1812.01187, section 3.1).
+    Biases and BatchNorm's parameters, which are 1-d, get no weight decay: it only shrinks scales that the next
+    normalisation restores (He et al. 2018, "Bag of tricks", arXiv:1812.01187, section 3.1). `lr_scale` is a group's
+    rate as a share of the base rate. Groups that would be treated alike are one: one kernel a step.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if weight_decay == 0:
-        return [{"params": trained, "weight_decay": 0.0}]  # one group: one kernel a step
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    muon = config.name == "muon"
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for p in (p for p in model.parameters() if p.requires_grad):
+        head = bool(linear) and p is linear[-1]
+        rate = config.head_lr if head else config.bias_lr if p.ndim <= 1 else None
+        scale = 1.0 if rate is None else rate / config.lr
+        decay = config.weight_decay if p.ndim > 1 else 0.0
+        filters = muon and p.ndim > 1 and not head
+        group = groups.setdefault((filters, scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
+        group["params"].append(p)
+        if muon:
+            group["filters"] = filters
+    return list(groups.values())
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the base rate: each group takes its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> Optimizer:
-    """The configured optimizer, in PyTorch's fused form: one kernel for all parameters, on the CPU too."""
-    groups = parameter_groups(model, config.weight_decay)
+    """The configured optimizer; PyTorch's own in their fused form: one kernel for all parameters, on the CPU too."""
+    groups = parameter_groups(model, config)
+    if config.name == "muon":
+        return Muon(groups, lr, config.momentum, fixed_norm=config.fixed_norm)
     if config.name == "sgd":
         return SGD(groups, lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     make = Adam if config.name == "adam" else AdamW

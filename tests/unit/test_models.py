@@ -193,3 +193,14 @@ def test_images_that_are_too_small(name, size):
     assert problem.startswith(f"model.name = {name}")
     assert f"{size}×{size}" in problem
     assert "\n" not in problem
+
+
+def test_whitening_filters_make_patches_of_unit_covariance():
+    model = build_model("whitened_cnn", 10, 32)
+    noise = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = noise + noise.mean(dim=1, keepdim=True) * 3 + noise.roll(1, dims=3)  # channels and neighbours agree
+    model.init_from_images(images)
+    out = model.whiten(images).detach().permute(1, 0, 2, 3).flatten(1)  # [24, patches]
+    assert torch.equal(out[:12], -out[12:])
+    torch.testing.assert_close(out[:12] @ out[:12].T / out.shape[1], torch.eye(12), atol=0.02, rtol=0)
+    assert not model.whiten.weight.requires_grad

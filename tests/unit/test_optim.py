@@ -11,7 +11,7 @@ from distcnn.training.optim import make_optimizer, parameter_groups
 
 def test_weights_decay_and_one_dimensional_parameters_do_not():
     model = build_model("resnet9", 10, 8, {"width": 4})
-    decayed, bare = parameter_groups(model, 0.01)
+    decayed, bare = parameter_groups(model, OptimConfig(weight_decay=0.01))
     assert (decayed["weight_decay"], bare["weight_decay"]) == (0.01, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     names = {id(p): name for name, p in model.named_parameters()}
@@ -25,12 +25,12 @@ def test_weights_decay_and_one_dimensional_parameters_do_not():
 def test_every_trained_parameter_appears_once(name, weight_decay):
     model = build_model(name, 10, 16)
     next(model.parameters()).requires_grad_(False)
-    given = [id(p) for group in parameter_groups(model, weight_decay) for p in group["params"]]
+    given = [id(p) for group in parameter_groups(model, OptimConfig(weight_decay=weight_decay)) for p in group["params"]]
     assert sorted(given) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_a_model_of_matrices_alone_has_one_group():
-    assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+    assert len(parameter_groups(nn.Linear(2, 2, bias=False), OptimConfig(weight_decay=0.1))) == 1
 
 
 @pytest.mark.parametrize(

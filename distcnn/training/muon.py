@@ -1,0 +1,84 @@
+"""Muon for filters, SGD with Nesterov's momentum for the rest: one optimizer, one state."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# A quintic whose slope at zero is as steep as can be while all singular values end near 1 (Jordan et al. 2024, "Muon:
+# an optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/).
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
+    """[m, n] → [m, n] of its dtype: the same singular vectors, with singular values in about 0.5…1.5.
+
+    A Newton-Schulz iteration in bfloat16 on the smaller of the two Gram matrices.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)  # the largest singular value is below 1
+    wide = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return (wide.T if x.shape[0] > x.shape[1] else wide).to(matrix.dtype)
+
+
+class Muon(Optimizer):
+    """The groups with `filters=True` are stepped by Muon, the others by SGD; all with Nesterov's momentum.
+
+    A filter bank [out, in, kh, kw] is one matrix [out, in·kh·kw]. With `fixed_norm` it is scaled to the norm √out
+    before each step, for networks that normalise after every convolution, where its norm only dilutes the steps;
+    otherwise each step is multiplied by √max(1, out / (in·kh·kw)). Weight decay is decoupled, and of the base rate, group
+    by group: weight ← weight · (1 - lr / lr_scale · weight_decay).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.6,
+        *,
+        fixed_norm: bool = False,
+    ):
+        defaults = {"lr": lr, "lr_scale": 1.0, "momentum": momentum, "weight_decay": 0.0, "filters": False}
+        super().__init__(groups, defaults | {"fixed_norm": fixed_norm})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all weights that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            velocities = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients)
+            updates = torch._foreach_add(gradients, velocities, alpha=group["momentum"])
+            if decay := group["lr"] / group["lr_scale"] * group["weight_decay"]:
+                torch._foreach_mul_(weights, 1 - decay)
+            if group["filters"]:
+                updates = [self._filters(p, u, group["fixed_norm"]) for p, u in zip(weights, updates, strict=True)]
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+    @staticmethod
+    def _filters(weight: Tensor, update: Tensor, fixed_norm: bool) -> Tensor:
+        # In the layout of the memory: a channels_last bank is [out, kh, kw, in] there, and the order of the columns
+        # does not matter to the singular values.
+        flat = update.permute(0, *range(2, update.ndim), 1).flatten(1)  # [out, kh·kw·in]
+        step = orthogonalized(flat)
+        rows, columns = flat.shape
+        if fixed_norm:
+            weight.mul_(rows**0.5 / weight.norm())
+        else:
+            step *= max(1.0, rows / columns) ** 0.5
+        kernel = update.shape[2:]
+        return step.view(rows, *kernel, -1).permute(0, -1, *range(1, update.ndim - 1))
