@@ -73,6 +73,12 @@ class DataConfig:
         default=None, ge=1, description="use only so many training images (a fixed random subset)"
     )
     max_test: Int | None = Field(default=None, ge=1, description="use only so many test images (a fixed random subset)")
+    holdout: Int = Field(
+        default=0,
+        ge=0,
+        description="keep so many training images (a fixed random subset) out, to be evaluated in "
+        "place of the test images",
+    )
     synthetic_train: Int = Field(default=2048, ge=1, description="synthetic: number of training images")
     synthetic_test: Int = Field(default=512, ge=1, description="synthetic: number of test images")
     synthetic_classes: Int = Field(default=10, ge=2, le=10_000, description="synthetic: number of classes")
@@ -156,11 +162,16 @@ class TrainConfig:
         "not depend on the number of ranks",
     )
     drop_last: bool = Field(default=False, description="leave out each epoch's last, smaller batch")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="autocast type; fp16 needs CUDA")
+    precision: Literal["fp32", "bf16", "bf16-master", "fp16"] = Field(
+        default="fp32", description="autocast type; bf16-master: weights in bf16 with fp32 masters; fp16 needs CUDA"
+    )
     label_smoothing: Float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     gradient_sum: Literal["fp64", "fp32"] = Field(
         default="fp64", description="of micro-batches and ranks: fp64 gives the same bits at every world size"
     )
+    ema: Float | None = Field(default=None, gt=0, lt=1, description="decay of a moving average of the weights")
+    lookahead: Int | None = Field(default=None, ge=2, description="Lookahead: steps between its slow weights' moves")
+    lookahead_rate: Float = Field(default=0.5, gt=0, le=1, description="Lookahead: the slow weights' rate")
     clip_norm: Float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     threads: Int | None = Field(
@@ -171,11 +182,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_SETTINGS)
 class EvalConfig:
-    """When and how the test images are evaluated."""
+    """When and how the test images, or those held out, are evaluated."""
 
     every: Duration = Field(default="1ep", description="and always at the end")
     batch_size: Int = Field(
         default=500, ge=1, description="images per forward on one rank; results do not depend on ranks"
+    )
+    views: Literal["one", "mirror", "crops"] = Field(
+        default="one", description="test-time augmentation: logits averaged over so many views (1, 2, 6)"
     )
 
 
@@ -250,6 +264,8 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
     if problem := _batch_problem(train.batch_size, train.micro_batch, world_size):
         keys = ("train.batch_size", "train.micro_batch") if train.micro_batch else ("train.batch_size",)
         yield keys, problem
+    if config.model.compile and train.precision == "bf16-master":
+        yield ("model.compile", "train.precision"), "bf16-master computes with a copy that is not compiled; use bf16"
     if (data.mean is None) != (data.std is None):
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:

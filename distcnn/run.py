@@ -38,6 +38,7 @@ from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
 from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
+from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints
 from distcnn.training.evaluate import Evaluation, evaluate
 from distcnn.training.folder import find_resumed, load_run, load_weights, make_folder, run_id, save_weights, unwritable
@@ -45,7 +46,6 @@ from distcnn.training.loop import TrainState, fit
 from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan
 from distcnn.training.saver import Saver
-
 
 INIT_IMAGES = 5000  # so many of the training images a model with `init_from_images` sees, at most
 
@@ -105,9 +105,9 @@ def prepare(config: Config, world: World) -> Parts:
     torch.manual_seed(config.seed)
     model = models.build_model(config.model.name, len(train_data.classes), image_size, config.model.args)
     normalize = _normalize(config, train_data)
-    if hasattr(model, "init_from_images"):
+    if callable(init := getattr(model, "init_from_images", None)):
         chosen = train_data.images[:: -(-len(train_data) // INIT_IMAGES)]  # evenly: a folder's are sorted by class
-        model.init_from_images(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
+        init(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
     plan = make_plan(
         config,
         train_images=len(train_data),
@@ -157,6 +157,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                 raise BadInput(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
             state = TrainState(**parts.saved["state"])
+        averages = Averages(model, config.train)
+        if parts.saved:
+            averages.load_state_dict(parts.saved["averages"])
         preprocess = _preprocess(config, parts.normalize, parts.device, Augment(
             config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout))  # fmt: skip
         described = _described(config, parts)
@@ -173,11 +176,13 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
                 raise BadInput(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
 
         def evaluate_test() -> Evaluation:
-            return _evaluate_on(model, parts.test_data, config, preprocess, world, watch)
+            with averages.in_place():
+                return _evaluate_on(model, parts.test_data, config, preprocess, world, watch)
 
         def save(state: TrainState, best: bool, wait: bool) -> str:
             if world.is_main:
-                saver.save({**described, **engine.state_dict(), "state": asdict(state)}, state.step, best=best)
+                whole = {**described, **engine.state_dict(), "averages": averages.state_dict(), "state": asdict(state)}
+                saver.save(whole, state.step, best=best)
             return on_main(saver.wait, "rank 0 to write the checkpoint") if wait else ""
 
         stop.begin(config.train.timeout)
@@ -189,6 +194,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
                 evaluation = fit(
                     engine, _loader(config, world, parts, preprocess), plan, parts.schedule, state, trackers.log,
                     evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
+                    averages=averages,
                     label_smoothing=config.train.label_smoothing, log_every=config.tracking.log_every,
                 )  # fmt: skip
                 if evaluation is None:  # the checkpoint was that of the end
@@ -207,7 +213,8 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             """The model, beside its checkpoint; returns what could not be written."""
             lost = [f"the checkpoint of step {state.step}, which {saver.trouble}"] if saver.trouble else []
             try:
-                save_weights(folder / "model.safetensors", model, described)
+                with averages.in_place():
+                    save_weights(folder / "model.safetensors", model, described)
             except OSError as error:
                 lost.append(f"model.safetensors ({error})")
             return lost
@@ -243,13 +250,15 @@ def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[
     model = models.build_model(config.model.name, len(data.classes), size, config.model.args)
     load_weights(model, saved, path)
     model = _place(model, config, device, compile=config.model.compile)
+    averages = Averages(model, config.train)
+    averages.load_state_dict(saved["averages"])
     normalize = Normalize(tuple(saved["normalize"]["mean"]), tuple(saved["normalize"]["std"]))
     preprocess = _preprocess(config, normalize, device)
-    with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout):
+    with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout), averages.in_place():
         result = _evaluate_on(model, data, config, preprocess, world)
     step = saved["state"]["step"]
     epoch = -(-step // saved["plan"]["steps_per_epoch"])
-    return {"kind": "eval", "split": "test", "step": step, "epoch": epoch, **result.record()}
+    return {"kind": "eval", "split": result.split, "step": step, "epoch": epoch, **result.record()}
 
 
 def _normalize(config: Config, train: ImageSet) -> Normalize:
@@ -313,7 +322,10 @@ def _evaluate_on(
     if watch is not None:
         stream = watch.each(stream, "evaluation")
     device = preprocess.device
-    return evaluate(model, stream, batches, data.classes, device, lambda: autocast(device, config.train.precision))
+    return evaluate(
+        model, stream, batches, data.classes, device, lambda: autocast(device, config.train.precision),
+        config.eval.views, "holdout" if config.data.holdout else "test",
+    )  # fmt: skip
 
 
 def _trackers(

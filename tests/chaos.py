@@ -358,7 +358,7 @@ class Chaos:
             assert weights(trial.run) == weights(reference), "other weights"
             assert history(trial.run) == history(reference), "another history"
             assert not left, f"left behind: {left}"
-        except (AssertionError, OSError) as error:
+        except (AssertionError, OSError, psutil.Error) as error:
             (trial.home / "outputs").write_text("\n=====\n".join(trial.outputs))
             return f"trial {number}, {fault.__name__}, {trial.ranks} ranks: {error}", trial.ranks
         shutil.rmtree(trial.home)
@@ -382,6 +382,7 @@ def _images(root: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=26)
+    parser.add_argument("--first", type=int, default=0, help="begin with this trial: each is seeded by its number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one fault, by its name")
     parser.add_argument("--keep", action="store_true", help="keep the folders of failed trials")
@@ -391,7 +392,7 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="distcnn-chaos-"))
     chaos, problems = Chaos(home, options.seed), []
     rows: dict[str, list[tuple[bool, float]]] = {fault.__name__: [] for fault in faults}
-    for number in range(options.trials):
+    for number in range(options.first, options.trials):
         fault = faults[number % len(faults)]
         started = time.monotonic()
         problem, ranks = chaos.trial(number, fault)

@@ -43,19 +43,33 @@ def problems(config: DataConfig) -> Iterator[Problem]:
 def load(config: DataConfig, split: Split) -> ImageSet:
     """One split of the configured source. Raises BadInput where it is missing or unreadable.
 
+    With `holdout`, a fixed random part of the training images takes the place of the test images, which are not read.
     Uses no collective and may be called before a process group exists: processes that share a disk take turns
     by file locks, so that one of them downloads or decodes and the others find the result.
     """
-    if config.source == "folder":
-        data = ImageSet(*load_folder(config, split))
-    elif config.source == "digits":
-        data = _digits(split)
-    elif config.source == "synthetic":
-        data = _synthetic(config, split)
-    else:
-        data = ImageSet(*load_cifar(config, split))
+    data = _read(config, "train" if config.holdout else split)
+    if config.holdout:
+        if config.holdout >= len(data):
+            raise BadInput(f"data.holdout = {config.holdout}: there are only {len(data)} training images")
+        order = np.random.default_rng(1).permutation(len(data))
+        rows = order[: config.holdout] if split == "test" else order[config.holdout :]
+        data = _rows(data, rows)
     limit = config.max_train if split == "train" else config.max_test
-    return data if limit is None else _subset(data, limit, split)
+    if limit is None:
+        return data
+    if limit > len(data):
+        raise BadInput(f"data.max_{split} = {limit}: there are only {len(data)} {split} images")
+    return _rows(data, np.random.default_rng(0).permutation(len(data))[:limit])
+
+
+def _read(config: DataConfig, split: Split) -> ImageSet:
+    if config.source == "folder":
+        return ImageSet(*load_folder(config, split))
+    if config.source == "digits":
+        return _digits(split)
+    if config.source == "synthetic":
+        return _synthetic(config, split)
+    return ImageSet(*load_cifar(config, split))
 
 
 def check_classes(train: ImageSet, test: ImageSet) -> None:
@@ -83,10 +97,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _subset(data: ImageSet, limit: int, split: Split) -> ImageSet:
-    if limit > len(data):
-        raise BadInput(f"data.max_{split} = {limit}: there are only {len(data)} {split} images")
-    rows = np.sort(np.random.default_rng(0).permutation(len(data))[:limit])
+def _rows(data: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
+    """A part of the images, in their own order."""
+    rows = np.sort(rows)
     return ImageSet(data.images[rows], data.labels[rows], data.classes)
 
 

@@ -1,5 +1,6 @@
 """What a step needs of whatever wraps the model: the protocol of the engines, and the arithmetic they share."""
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -10,14 +11,27 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "bf16-master", "fp16"]
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context of a forward, in training and in evaluation."""
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def bf16_copy(model: nn.Module) -> nn.Module:
+    """The same network with its matrices and filters in bfloat16; what is 1-d, and the buffers, it shares with `model`.
+
+    Autocast would cast the weights again in every forward, and their gradients back in every backward.
+    """
+    shared = [*model.buffers(), *(p for p in model.parameters() if p.ndim <= 1)]
+    twin: nn.Module = copy.deepcopy(model, {id(t): t for t in shared})
+    for p in twin.parameters():
+        if p.ndim > 1:
+            p.data = p.data.bfloat16()
+    return twin
 
 
 class GradientSums:
@@ -27,12 +41,17 @@ class GradientSums:
     that tips over makes much of them within some tens of steps. With `kind="fp64"` the parts are summed in float64,
     whose rounding error is lost when the sum is rounded to float32: the same bits at every world size. It costs 8
     bytes a parameter, and twice the traffic. Two parts need neither: their sum is the same in either order.
+
+    `computed` is what the gradients come from: `model` itself, or its bfloat16 copy, whose gradients are summed in
+    float32 at least and given to `model`, the masters.
     """
 
-    def __init__(self, model: nn.Module, kind: Literal["fp64", "fp32"], micro_batches: int):
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, computed: nn.Module, kind: Literal["fp64", "fp32"], micro_batches: int):
         exact = kind == "fp64" and micro_batches > 2
-        self.sums = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.trained} if exact else {}
+        dtype = torch.float64 if exact else torch.float32
+        pairs = zip(computed.parameters(), model.parameters(), strict=True)
+        self.masters = {p: master for p, master in pairs if p.requires_grad and (exact or p.dtype != master.dtype)}
+        self.sums = {p: torch.zeros_like(p, dtype=dtype) for p in self.masters}
 
     def keep(self) -> None:
         """Move the gradients of a micro-batch into the sums."""
@@ -44,32 +63,35 @@ class GradientSums:
     @torch.no_grad()
     def exchange(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean)."""
-        buffer = bucket.buffer()
-        if not self.sums:
+        buffer: Tensor = bucket.buffer()
+        parameters = bucket.parameters()
+        if parameters[0] not in self.sums:  # a bucket is of one dtype
             return dist.all_reduce(buffer, async_op=True).get_future().then(lambda _: buffer)
         # A bucket holds its gradients one after another, each with its parameter's strides, as the sums have them:
         # channels_last weights lie in another order than their shape says, so it is memory that is added here.
-        whole = buffer.double()
-        parameters = bucket.parameters()
-        for part, p in zip(torch.split(whole, [p.numel() for p in parameters]), parameters, strict=True):
-            part += self.sums[p].as_strided((p.numel(),), (1,))
-        return dist.all_reduce(whole, async_op=True).get_future().then(lambda _: buffer.copy_(whole))
+        totals = [self.sums[p].as_strided((p.numel(),), (1,)) for p in parameters]
+        whole = torch.cat(totals).add_(buffer)  # [elements of the bucket] float64 or float32
+
+        def take(_: object) -> Tensor:
+            torch._foreach_copy_(totals, torch.split(whole, [p.numel() for p in parameters]))
+            return buffer
+
+        return dist.all_reduce(whole, async_op=True).get_future().then(take)
 
     def round(self) -> None:
-        """Without an exchange: the sums become the gradients."""
+        """The sums, rounded once, become the gradients; the next step's begin at zero."""
         for p, total in self.sums.items():
-            p.grad = total.to(p.dtype)
-
-    def clear(self) -> None:
-        """Begin the next step."""
-        for total in self.sums.values():
+            self.masters[p].grad = total.to(self.masters[p].dtype, copy=True)
             total.zero_()
+            if p is not self.masters[p]:
+                p.grad = None
 
 
 class Engine(ABC):
     """Carries each loss back to one optimizer step of the summed gradient.
 
-    `model` is the unwrapped module: evaluate it and save its state. `forward` is what training calls.
+    `model` is the unwrapped module: evaluate it and save its state. `forward` is what training calls: `computed`,
+    which is `model` or, with bf16-master, its copy in bfloat16, in whatever wraps it.
     `optimizer` is the unwrapped optimizer: set its learning rate.
     """
 
@@ -86,7 +108,8 @@ class Engine(ABC):
     ):
         self.model, self.optimizer, self.device, self.clip_norm = model, optimizer, device, clip_norm
         self.precision: Precision = precision
-        self.sums = GradientSums(model, gradient_sum, micro_batches)
+        self.computed = bf16_copy(model) if precision == "bf16-master" else model
+        self.sums = GradientSums(model, self.computed, gradient_sum, micro_batches)
         self.forward = self.wrap()
         self.ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
         if self.ddp is not None:
@@ -94,7 +117,7 @@ class Engine(ABC):
 
     @abstractmethod
     def wrap(self) -> nn.Module:
-        """`model` as training calls it: in DistributedDataParallel where there are other ranks."""
+        """`computed` as training calls it: in DistributedDataParallel where there are other ranks."""
 
     @property
     @abstractmethod
@@ -104,6 +127,14 @@ class Engine(ABC):
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward."""
         return autocast(self.device, self.precision)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begin a step: weights in bfloat16 are made from their masters."""
+        if self.computed is not self.model:
+            for p, master in zip(self.computed.parameters(), self.model.parameters(), strict=True):
+                if p is not master:
+                    p.copy_(master)
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch's forward and backward: only the last one of a step exchanges gradients."""
@@ -117,9 +148,7 @@ class Engine(ABC):
 
     def step(self) -> None:
         """Update the weights from the summed gradient, clipped at its true (unscaled) norm, and clear it."""
-        if self.ddp is None:
-            self.sums.round()
-        self.sums.clear()
+        self.sums.round()
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)

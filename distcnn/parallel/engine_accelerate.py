@@ -53,7 +53,7 @@ def problems(config: Config, environment: Environment) -> Iterator[Problem]:
                 ("engine",),
                 f"{name} = true ({key} in Accelerate's config), but distcnn trains with DDP: set {key}: false",
             )
-    said, wanted = environment.get("ACCELERATE_MIXED_PRECISION", "no"), config.train.precision
+    said, wanted = environment.get("ACCELERATE_MIXED_PRECISION", "no"), config.train.precision.removesuffix("-master")
     if said not in PRECISIONS:
         yield (
             ("train.precision",),
@@ -108,12 +108,12 @@ class AccelerateEngine(Engine):
             # Passed explicitly: without it, `accelerate launch --multi_gpu` on a machine without a GPU starts ranks
             # that each believe they are alone.
             cpu=self.device.type == "cpu",
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            mixed_precision="no" if self.precision == "fp32" else self.precision.removesuffix("-master"),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         count = self.accelerator.num_processes
         assert count == world, f"Accelerate counts {count} processes, the process group {world}"
-        forward: nn.Module = self.accelerator.prepare_model(self.model)
+        forward: nn.Module = self.accelerator.prepare_model(self.computed)
         self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
         if (ddp := distributed_part(forward)) is not None:
             setattr(ddp, buffers_option(), False)  # its keyword has two names, of which Accelerate knows one

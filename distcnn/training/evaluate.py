@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distcnn.parallel.collectives import sum_ranks
+from distcnn.training.views import Views, averaged_logits
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Evaluation:
     top5_correct: int  # the true class is among the five best (or all, if there are fewer)
     loss_sum: float  # cross-entropy in nats, summed over the images
     classes: tuple[str, ...]
+    split: str = "test"  # or "holdout"
 
     @property
     def correct(self) -> int:
@@ -66,6 +68,8 @@ def evaluate(
     classes: tuple[str, ...],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
+    views: Views = "one",
+    split: str = "test",
 ) -> Evaluation:
     """Evaluate the unwrapped `model` on this rank's (batch number, images, labels), of `num_batches` over all ranks.
 
@@ -80,7 +84,7 @@ def evaluate(
     model.eval()
     for number, images, labels in batches:
         with autocast():
-            logits = model(images).float()  # [n, classes]
+            logits = averaged_logits(model, images, views)  # [n, classes]
         losses[number] = F.cross_entropy(logits, labels, reduction="none").double().sum()
         cell = labels * k + logits.argmax(dim=1)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
@@ -91,4 +95,4 @@ def evaluate(
     sum_ranks(losses)
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
-    return Evaluation(confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), classes)
+    return Evaluation(confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), classes, split)

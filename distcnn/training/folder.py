@@ -112,6 +112,7 @@ class Saved(TypedDict):
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    averages: dict[str, list[Any]]
     config: dict[str, Any]
     plan: Plan
     classes: list[str]

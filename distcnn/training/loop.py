@@ -14,6 +14,7 @@ from distcnn.parallel.engine import Engine
 from distcnn.parallel.signals import StopRequest, stopped
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.records import Record, event
+from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.optim import set_rate
@@ -42,6 +43,7 @@ def fit(
     save_due: Callable[[], bool],
     stop: StopRequest,
     watch: Watchdog,
+    averages: Averages,
     label_smoothing: float = 0.0,
     log_every: int = 10,
 ) -> Evaluation | None:
@@ -51,10 +53,10 @@ def fit(
     returns, where it is to wait, what went wrong, on all ranks alike. A signal to any rank ends it after a step, on
     all ranks with Stopped, the step saved.
     """
-    running = RunningStatistics(engine.model, plan.accumulation * plan.world_size)
+    running = RunningStatistics(engine.computed, plan.accumulation * plan.world_size)
     losses = StepLosses(plan, schedule, state, log, engine.device)
     evaluation = None
-    engine.model.train()
+    engine.computed.train()
     while state.step < plan.steps:
         epoch, first_step = divmod(state.step, plan.steps_per_epoch)
         batches = loader.epoch(epoch, first_step)
@@ -65,6 +67,7 @@ def fit(
             watch.steps_done(state.step)
 
             last = state.step == plan.steps
+            averages.after_step(state.step, last=last)
             evaluating = last or state.step % plan.eval_every == 0
             watch.enter("agreement")
             signal, due = stop.agreed(save_due())
@@ -82,7 +85,7 @@ def fit(
                 log(
                     {
                         "kind": "eval",
-                        "split": "test",
+                        "split": evaluation.split,
                         "step": state.step,
                         "epoch": epochs,
                         **evaluation.record(),
@@ -112,6 +115,7 @@ def train_step(
 ) -> torch.Tensor:
     """One update from one global batch. Returns this rank's part of its mean loss, [] float32, on the device."""
     loss_part = torch.zeros((), device=engine.device)
+    engine.begin()
     watch.enter("data")
     for batch in batches:
         watch.enter("forward")

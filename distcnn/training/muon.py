@@ -24,7 +24,8 @@ def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return (wide.T if x.shape[0] > x.shape[1] else wide).to(matrix.dtype)
+    flat: Tensor = wide.T if x.shape[0] > x.shape[1] else wide
+    return flat.to(matrix.dtype)
 
 
 class Muon(Optimizer):
@@ -32,8 +33,8 @@ class Muon(Optimizer):
 
     A filter bank [out, in, kh, kw] is one matrix [out, in·kh·kw]. With `fixed_norm` it is scaled to the norm √out
     before each step, for networks that normalise after every convolution, where its norm only dilutes the steps;
-    otherwise each step is multiplied by √max(1, out / (in·kh·kw)). Weight decay is decoupled, and of the base rate, group
-    by group: weight ← weight · (1 - lr / lr_scale · weight_decay).
+    otherwise each step is multiplied by √max(1, out / (in·kh·kw)). Weight decay is decoupled, and of the base rate:
+    weight ← weight · (1 - lr / lr_scale · weight_decay).
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Muon(Optimizer):
             velocities = [self.state[p]["momentum_buffer"] for p in weights]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
-            updates = torch._foreach_add(gradients, velocities, alpha=group["momentum"])
+            updates = list(torch._foreach_add(gradients, velocities, alpha=group["momentum"]))
             if decay := group["lr"] / group["lr_scale"] * group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - decay)
             if group["filters"]:

@@ -25,7 +25,9 @@ def test_weights_decay_and_one_dimensional_parameters_do_not():
 def test_every_trained_parameter_appears_once(name, weight_decay):
     model = build_model(name, 10, 16)
     next(model.parameters()).requires_grad_(False)
-    given = [id(p) for group in parameter_groups(model, OptimConfig(weight_decay=weight_decay)) for p in group["params"]]
+    given = [
+        id(p) for group in parameter_groups(model, OptimConfig(weight_decay=weight_decay)) for p in group["params"]
+    ]
     assert sorted(given) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 

@@ -90,3 +90,14 @@ def test_a_missing_folder_is_found_before_anything_is_read(tmp_path):
     assert "no such folder" in message
     assert not list(problems(DataConfig(source="folder", root=str(tmp_path))))
     assert not list(problems(DataConfig(source="synthetic", root=str(tmp_path / "none"))))
+
+
+def test_held_out_images_are_training_images_and_take_the_test_images_place():
+    whole = load(DataConfig(**SYNTHETIC), "train")
+    train, held = (load(DataConfig(**SYNTHETIC, holdout=40), split) for split in ("train", "test"))
+    assert (len(train), len(held)) == (len(whole) - 40, 40)
+    parts = sorted(image.tobytes() for data in (train, held) for image in data.images)
+    assert parts == sorted(image.tobytes() for image in whole.images)
+    assert held.labels.tolist() != sorted(held.labels.tolist())  # from all over the set
+    with pytest.raises(BadInput, match=f"data.holdout = {len(whole)}: there are only {len(whole)} training images"):
+        load(DataConfig(**SYNTHETIC, holdout=len(whole)), "train")

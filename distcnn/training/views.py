@@ -1,0 +1,31 @@
+"""Test-time augmentation: the logits of several views of an image, averaged."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Views = Literal["one", "mirror", "crops"]
+
+
+def averaged_logits(model: nn.Module, images: Tensor, views: Views) -> Tensor:
+    """[n, C, H, W] → [n, classes] float32.
+
+    `mirror`: of the image and its mirror image. `crops`: half of the weight goes to these two, the other half to the
+    same two of the image moved by one pixel up and left, and down and right, with reflected borders: six forwards
+    (Jordan 2024, arXiv:2404.00498, section 3.5).
+    """
+    if views == "one":
+        return model(images).float()  # type: ignore[no-any-return]
+
+    def mirrored(x: Tensor) -> Tensor:
+        return (model(x).float() + model(x.flip(-1)).float()) / 2  # type: ignore[no-any-return]
+
+    whole = mirrored(images)
+    if views == "mirror":
+        return whole
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    # Copied, for a dense layout as the network expects it.
+    moved = [mirrored(padded[..., i : i + height, i : i + width].clone()) for i in (0, 2)]
+    return whole / 2 + (moved[0] + moved[1]) / 4
