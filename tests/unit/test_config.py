@@ -129,5 +129,5 @@ def test_every_key_is_documented_with_its_type_and_default():
         assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]"), key
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["schedule.milestones"][0] == "durations"
-    assert documented["optim.name"][:2] == ("sgd|adam|adamw", "sgd")
+    assert documented["optim.name"][:2] == ("sgd|adam|adamw|muon", "sgd")
     assert documented["data.flip"][:2] == ("bool", "false")

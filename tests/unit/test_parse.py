@@ -94,7 +94,7 @@ def test_all_problems_at_once_with_their_places(tmp_path):
         ("data.md5", "xyz", "pattern"),
         ("data.mean", "[0.5, 0.5, x]", "number"),
         ("seed", "4294967296", "less than 4294967296"),
-        ("optim.name", "sdg", "'sgd', 'adam' or 'adamw'"),
+        ("optim.name", "sdg", "'adam', 'adamw' or 'muon'"),
         ("train.duration", "10", "10ep"),
         ("train.duration", "1.5step", "500step"),
         ("train.duration", "0ep", "longer than zero"),
