@@ -1,4 +1,4 @@
-"""Augmentation and normalisation: of a whole batch at once, or of one image with torchvision, to the same pixels.
+"""Augmentation and normalisation of a whole batch at once, on its device.
 
 The random numbers are a pure function of (seed, epoch, position in the epoch): never of the rank, the worker or
 what was drawn before. They are hashes by splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
@@ -68,26 +68,36 @@ class Augment:
         ]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
-    def batch(self, images: Tensor, indices: Tensor, draws: Tensor) -> Tensor:
-        """Images [N, H, W, C] uint8, indices [n], draws [n, 5] → [n, H, W, C] uint8, on the images' device.
+    def batch(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images [n, H, W, C] uint8, contiguous, and their draws [n, 5] → [n, H, W, C] uint8, on the same device.
 
-        One gather reads each output pixel where it comes from: flip and crop cost no pass of their own. Cutout is
-        left to the loader, which fills the square with zeros, the mean colour, after normalising.
+        A row of a crop lies in memory in one piece, W·C bytes of a row of the padded image: what is gathered is such
+        pieces, not pixels, from the images and from their mirror images. Cutout is left to the loader, which fills
+        the square with zeros, the mean colour, after normalising.
         """
         if not (self.flip or self.crop_padding):
-            return images.index_select(0, indices)
-        _, height, width, _ = images.shape
-        flip, down, right = draws[:, 0, None], draws[:, 1, None], draws[:, 2, None]
-        columns = torch.arange(width, device=images.device)
-        rows = torch.arange(height, device=images.device) + down  # [n, H]
-        columns = torch.where(flip.bool(), width - 1 - columns, columns) + right  # [n, W]
-        if self.crop_mode == "reflect":
-            return images[indices[:, None, None], _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None]]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-            :, None
-        ]  # [n, H, W]
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        return images[indices[:, None, None], rows[:, :, None], columns[:, None]] * inside[..., None]
+            return images
+        n, height, width, channels = images.shape
+        pad, reflect = self.crop_padding, self.crop_mode == "reflect"
+        above = 0 if reflect else pad  # rows are mirrored by their numbers
+        mirrored = images.flip(2) if self.flip or reflect else images
+        padded = images.new_zeros(1 + self.flip, n, above + height + above, pad + width + pad, channels)
+        for out, one, other in zip(padded, (images, mirrored), (mirrored, images), strict=False):
+            rows = out[:, above : above + height]
+            rows[:, :, pad : pad + width] = one
+            if reflect:
+                rows[:, :, :pad] = other[:, :, width - 1 - pad : width - 1]
+                rows[:, :, pad + width :] = other[:, :, 1 : 1 + pad]
+        flip, down, right = draws[:, 0], draws[:, 1], draws[:, 2]
+        if self.flip:
+            right = torch.where(flip.bool(), -right, right)  # the mirror image is cropped, not the crop mirrored
+        row = torch.arange(height, device=images.device) + down[:, None]  # [n, H]
+        row = _reflect(row, height) if reflect else row + above
+        image = flip * n + torch.arange(n, device=images.device)
+        first = (image[:, None] * (height + 2 * above) + row) * (width + 2 * pad) + (right + pad)[:, None]
+        # Piece number i begins at pixel i of all that is in `padded`: the pieces overlap, and nothing is copied.
+        pieces = padded.as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
+        return pieces.index_select(0, first.flatten()).view(n, height, width, channels)
 
     def cutout_mask(self, draws: Tensor, height: int, width: int) -> Tensor:
         """[n, 1, H, W] bool: True where the square lies."""
@@ -97,18 +107,6 @@ class Augment:
             ((rows >= 0) & (rows < self.cutout))[:, None, :, None]
             & ((columns >= 0) & (columns < self.cutout))[:, None, None, :]
         )  # fmt: skip
-
-    def image(self, image: Tensor, draw: Tensor) -> Tensor:
-        """One image [C, H, W] uint8, one draw [5] → [C, H, W] uint8, with torchvision's v2 functions; no cutout."""
-        from torchvision.transforms.v2 import functional as V
-
-        flip, down, right = draw[:3].tolist()
-        if self.crop_padding:
-            _, height, width = image.shape
-            pad = self.crop_padding
-            image = V.pad(image, [pad] * 4, padding_mode="constant" if self.crop_mode == "zeros" else "reflect")
-            image = V.crop(image, pad + down, pad + right, height, width)
-        return V.horizontal_flip(image) if flip else image
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

@@ -57,7 +57,11 @@ class Preprocess:
 
     def input(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares."""
-        out = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
+        n, height, width, channels = images.shape
+        rows = images.reshape(n, height, width * channels).float()
+        # Constants as long as a row: over three channels only, the CPU's loops would not be vectorised.
+        rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+        out = rows.view(n, height, width, channels).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
         if draws is not None and self.augment.cutout:
             out.masked_fill_(self.augment.cutout_mask(draws, *out.shape[2:]), 0)
         out = out.to(self.dtype)
@@ -84,12 +88,11 @@ class ResidentLoader:
             draws = pre.to_device(augment.draw(self.seed, epoch, positions, *self.images.shape[1:3]))
         for micro in self.sampler.micro_batches():
             indices = order[micro.start : micro.stop]
-            if draws is None:
-                images = pre.input(self.images.index_select(0, indices))
-            else:
+            images, chosen = self.images.index_select(0, indices), None
+            if draws is not None:
                 chosen = draws[micro.start : micro.stop]
-                images = pre.input(augment.batch(self.images, indices, chosen), chosen)
-            yield _batch(images, self.labels.index_select(0, indices), micro, self.seed, epoch)
+                images = augment.batch(images, chosen)
+            yield _batch(pre.input(images, chosen), self.labels.index_select(0, indices), micro, self.seed, epoch)
 
 
 class StreamingLoader:
@@ -151,10 +154,7 @@ class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         epoch, start, indices = request
         positions = np.arange(start, start + len(indices))
         draws = self.augment.draw(self.seed, epoch, positions, *self.data.images.shape[1:3])
-        images = torch.from_numpy(self.data.images[indices])  # [n, H, W, C]
-        if self.augment.active:
-            one_by_one = zip(images.permute(0, 3, 1, 2), draws, strict=True)
-            images = torch.stack([self.augment.image(image, draw) for image, draw in one_by_one]).permute(0, 2, 3, 1)
+        images = self.augment.batch(torch.from_numpy(self.data.images[indices]), draws)
         return images, torch.from_numpy(self.data.labels[indices]), draws
 
 

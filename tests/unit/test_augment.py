@@ -1,8 +1,9 @@
-"""Augmentation: two ways to the same pixels, from draws that depend on (seed, epoch, position) alone."""
+"""Augmentation: the pixels of torchvision, from draws that depend on (seed, epoch, position) alone."""
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as V
 
 from distcnn.data.augment import Augment, Normalize, keyed, statistics, uniform
 
@@ -14,7 +15,13 @@ def images(n=12, height=HEIGHT, width=WIDTH):
 
 
 def one_by_one(augment, pictures, draws):
-    done = [augment.image(image, draw) for image, draw in zip(pictures.permute(0, 3, 1, 2), draws, strict=True)]
+    """With torchvision's functions: pad, crop, mirror."""
+    pad, mode = augment.crop_padding, {"zeros": "constant", "reflect": "reflect"}[augment.crop_mode]
+    done = []
+    for image, (flip, down, right, *_) in zip(pictures.permute(0, 3, 1, 2), draws.tolist(), strict=True):
+        if pad:
+            image = V.crop(V.pad(image, [pad] * 4, padding_mode=mode), pad + down, pad + right, *image.shape[1:])
+        done.append(V.horizontal_flip(image) if flip else image)
     return torch.stack(done).permute(0, 2, 3, 1)
 
 
@@ -25,7 +32,7 @@ def test_a_batch_has_the_pixels_of_torchvision(flip, padding, mode):
     augment, pool = Augment(flip, padding, mode), images()
     indices = torch.from_numpy(np.random.default_rng(1).integers(0, len(pool), 300))
     draws = augment.draw(4, 2, np.arange(300), HEIGHT, WIDTH)
-    batch = augment.batch(pool, indices, draws)
+    batch = augment.batch(pool[indices], draws)
     assert batch.dtype == torch.uint8
     assert torch.equal(batch, one_by_one(augment, pool[indices], draws))
     assert torch.equal(batch, pool[indices]) == (not flip and padding == 0)
@@ -37,7 +44,7 @@ def test_every_offset_and_mirror_has_the_pixels_of_torchvision(mode):
     rows = [(flip, down, right, 0, 0) for flip in (0, 1) for down in range(-2, 3) for right in range(-2, 3)]
     draws = torch.tensor(rows)
     pool = images(len(rows))
-    batch = augment.batch(pool, torch.arange(len(rows)), draws)
+    batch = augment.batch(pool, draws)
     assert torch.equal(batch, one_by_one(augment, pool, draws))
     moved = batch[rows.index((0, 2, -1, 0, 0))]  # its pixel (r, c) is the image's (r + 2, c - 1)
     assert torch.equal(moved[:-2, 1:], pool[rows.index((0, 2, -1, 0, 0))][2:, :-1])
