@@ -81,7 +81,10 @@ class DataConfig:
         description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",
     )
     workers: Int = Field(default=2, ge=0, le=256, description="streaming: DataLoader processes a rank")
-    flip: bool = Field(default=False, description="augmentation: mirror half of the images")
+    flip: bool | Literal["alternating"] = Field(
+        default=False,
+        description="augmentation: mirror half of the images; alternating: an image every other epoch",
+    )
     crop_padding: Int = Field(default=0, ge=0, description="augmentation: random crop after padding so many pixels")
     crop_mode: Literal["zeros", "reflect"] = Field(default="zeros", description="what the padding holds")
     cutout: Int = Field(default=0, ge=0, description="augmentation: blank a square of so many pixels a side")

@@ -16,6 +16,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's increment
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its multipliers
 _MASK = 2**64 - 1
+_ALTERNATING = 2**33  # a key beside those of the epochs
 
 
 def keyed(*key: int) -> int:
@@ -45,7 +46,7 @@ def uniform(key: int, positions: NDArray[np.int64], stream: int) -> NDArray[np.f
 class Augment:
     """Flip, padded random crop and cutout. The neutral values leave the images alone."""
 
-    flip: bool = False
+    flip: bool | Literal["alternating"] = False
     crop_padding: int = 0  # pixels
     crop_mode: Literal["zeros", "reflect"] = "zeros"
     cutout: int = 0  # pixels a side; centred anywhere in the image, so that it may hang over the edge
@@ -53,14 +54,31 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any image changes."""
-        return self.flip or self.crop_padding > 0 or self.cutout > 0
+        return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0
 
-    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Tensor:
-        """[n, 5] int64 for [n] positions: flip, row and column offset of the crop, row and column of the cutout."""
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        positions: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        height: int,
+        width: int,
+    ) -> Tensor:
+        """[n, 5] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
+
+        They are: flip, row and column offset of the crop, row and column of the cutout. The alternating flip (Jordan
+        2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images in the first epoch, the other half
+        in the next, and so on in turn: two epochs show every image both ways.
+        """
         key = keyed(seed, epoch)
         span = 2 * self.crop_padding + 1
+        if self.flip == "alternating":
+            flip = (uniform(keyed(seed, _ALTERNATING), indices, 0) < 0.5) ^ (epoch % 2 == 1)
+        else:
+            flip = (uniform(key, positions, 0) < 0.5) & self.flip
         columns = [
-            (uniform(key, positions, 0) < 0.5) & self.flip,
+            flip,
             np.floor(uniform(key, positions, 1) * span) - self.crop_padding,
             np.floor(uniform(key, positions, 2) * span) - self.crop_padding,
             np.floor(uniform(key, positions, 3) * height) - self.cutout // 2,
@@ -81,7 +99,7 @@ class Augment:
         pad, reflect = self.crop_padding, self.crop_mode == "reflect"
         above = 0 if reflect else pad  # rows are mirrored by their numbers
         mirrored = images.flip(2) if self.flip or reflect else images
-        padded = images.new_zeros(1 + self.flip, n, above + height + above, pad + width + pad, channels)
+        padded = images.new_zeros(2 if self.flip else 1, n, above + height + above, pad + width + pad, channels)
         for out, one, other in zip(padded, (images, mirrored), (mirrored, images), strict=False):
             rows = out[:, above : above + height]
             rows[:, :, pad : pad + width] = one

@@ -81,11 +81,13 @@ class ResidentLoader:
         self.sampler.set_epoch(epoch, first_step)
         pre, augment = self.preprocess, self.preprocess.augment
         # Order and draws go to the device once an epoch: a step then copies nothing from the host.
-        order = pre.to_device(self.sampler.order())
+        order = self.sampler.order()
         draws = None
         if augment.active:
             positions = np.arange(self.sampler.size)
-            draws = pre.to_device(augment.draw(self.seed, epoch, positions, *self.images.shape[1:3]))
+            draws = augment.draw(self.seed, epoch, positions, order.numpy(), *self.images.shape[1:3])
+            draws = pre.to_device(draws)
+        order = pre.to_device(order)
         for micro in self.sampler.micro_batches():
             indices = order[micro.start : micro.stop]
             images, chosen = self.images.index_select(0, indices), None
@@ -153,7 +155,7 @@ class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, request: tuple[int, int, NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
         epoch, start, indices = request
         positions = np.arange(start, start + len(indices))
-        draws = self.augment.draw(self.seed, epoch, positions, *self.data.images.shape[1:3])
+        draws = self.augment.draw(self.seed, epoch, positions, indices, *self.data.images.shape[1:3])
         images = self.augment.batch(torch.from_numpy(self.data.images[indices]), draws)
         return images, torch.from_numpy(self.data.labels[indices]), draws
 

@@ -104,7 +104,7 @@ def test_what_is_near_a_conflict_is_fine():
 
 def test_yaml_and_dict_round_trip(tmp_path):
     arguments = ["--name", "ä 1e3", "--seed=8", "--optim.eps", "1e-9", "--model.args={w: [1, {x: null}]}"]
-    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]"]
+    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]", "--data.flip", "alternating"]
     arguments += ["--schedule.name=step", "--schedule.milestones=[0.5ep, 7step]"]
     config = Settings().read_arguments(arguments).check(1)
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -130,4 +130,5 @@ def test_every_key_is_documented_with_its_type_and_default():
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["schedule.milestones"][0] == "durations"
     assert documented["optim.name"][:2] == ("sgd|adam|adamw", "sgd")
-    assert documented["data.flip"][:2] == ("bool", "false")
+    assert documented["model.compile"][:2] == ("bool", "false")
+    assert documented["data.flip"][:2] == ("true|false|alternating", "false")

@@ -38,10 +38,10 @@ def same(a, b):
     return fields and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
-AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect")]
+AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect"), Augment("alternating")]
 
 
-@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect"])
+@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect", "alternating"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
     resident, streaming = (loader(workers, augment, dtype=dtype) for workers in (None, 0))
@@ -108,7 +108,9 @@ def test_cutout_leaves_the_mean_colour():
     augment = Augment(cutout=3)
     one = loader(None, augment)
     (first, *_) = one.epoch(0)
-    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(-1, 3, -1, -1)
+    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(
+        -1, 3, -1, -1
+    )
     (plain, *_) = loader().epoch(0)
     assert torch.equal(first.images, plain.images.masked_fill(mask, 0))
 
