@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -145,6 +146,25 @@ class Normalize:
         scale = [1 / (255 * std) for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+
+
+class SmallAtFirst:
+    """Square images at a lower resolution for the first steps of a run: a step costs (size / image size)² as much.
+
+    Bilinear with antialiasing, as `F.interpolate` computes it, whose weights are taken from there once: two matrix
+    products then take less than half of its time on a CPU.
+    """
+
+    def __init__(self, image_size: int, size: int, steps: int, device: torch.device):
+        self.size, self.steps = size, steps
+        unit = torch.eye(image_size)[None, None]
+        weights = F.interpolate(unit, (size, image_size), mode="bilinear", antialias=True)[0, 0]
+        self.rows = weights.to(device)  # [size, H]
+        self.columns = torch.kron(weights, torch.eye(3)).T.to(device)  # [W·3, size·3]: each channel by itself
+
+    def reduce(self, rows: Tensor) -> Tensor:
+        """[n, H, W·3] float32 → [n, size, size·3]."""
+        return (self.rows @ rows).flatten(0, 1).mm(self.columns).view(len(rows), self.size, -1)
 
 
 def statistics(images: NDArray[np.uint8]) -> Normalize:

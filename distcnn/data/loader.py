@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distcnn.data.augment import Augment, Normalize, keyed
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst, keyed
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
 from distcnn.data.sources import ImageSet
 
@@ -44,9 +44,10 @@ class Preprocess:
         *,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
+        small: SmallAtFirst | None = None,
     ):
         self.device, self.dtype, self.channels_last = device, dtype, channels_last
-        self.augment = augment or Augment()
+        self.augment, self.small = augment or Augment(), small
         self.scale, self.shift = normalize.constants(device)
 
     def to_device(self, host: Tensor) -> Tensor:
@@ -55,15 +56,18 @@ class Preprocess:
             return host
         return host.pin_memory().to(self.device, non_blocking=True)
 
-    def input(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares."""
+    def input(self, images: Tensor, draws: Tensor | None = None, step: int | None = None) -> Tensor:
+        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares; small if it is so at that `step`."""
         n, height, width, channels = images.shape
         rows = images.reshape(n, height, width * channels).float()
         # Constants as long as a row: over three channels only, the CPU's loops would not be vectorised.
         rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
         out = rows.view(n, height, width, channels).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
         if draws is not None and self.augment.cutout:
-            out.masked_fill_(self.augment.cutout_mask(draws, *out.shape[2:]), 0)
+            out.masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
+        if self.small is not None and step is not None and step < self.small.steps:
+            size = self.small.size
+            out = self.small.reduce(rows).view(n, size, size, channels).permute(0, 3, 1, 2)
         out = out.to(self.dtype)
         return out if self.channels_last else out.contiguous()
 
@@ -94,7 +98,8 @@ class ResidentLoader:
             if draws is not None:
                 chosen = draws[micro.start : micro.stop]
                 images = augment.batch(images, chosen)
-            yield _batch(pre.input(images, chosen), self.labels.index_select(0, indices), micro, self.seed, epoch)
+            images = pre.input(images, chosen, self.sampler.step(micro))
+            yield _batch(images, self.labels.index_select(0, indices), micro, self.seed, epoch)
 
 
 class StreamingLoader:
@@ -123,7 +128,7 @@ class StreamingLoader:
         pre = self.preprocess
         for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
             images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
-            yield _batch(pre.input(images, draws), labels, micro, self.seed, epoch)
+            yield _batch(pre.input(images, draws, self.sampler.step(micro)), labels, micro, self.seed, epoch)
 
 
 def _leave_group(_: int) -> None:
