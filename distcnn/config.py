@@ -87,10 +87,19 @@ class DataConfig:
         description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",
     )
     workers: Int = Field(default=2, ge=0, le=256, description="streaming: DataLoader processes a rank")
-    flip: bool = Field(default=False, description="augmentation: mirror half of the images")
+    flip: bool | Literal["alternating"] = Field(
+        default=False,
+        description="augmentation: mirror half of the images; alternating: an image every other epoch",
+    )
     crop_padding: Int = Field(default=0, ge=0, description="augmentation: random crop after padding so many pixels")
     crop_mode: Literal["zeros", "reflect"] = Field(default="zeros", description="what the padding holds")
     cutout: Int = Field(default=0, ge=0, description="augmentation: blank a square of so many pixels a side")
+    small_size: Int | None = Field(
+        default=None, ge=4, description="train on images of so many pixels a side at first, until data.small_until"
+    )
+    small_until: Duration | None = Field(
+        default=None, description="4ep, 500step or 200000img; from then on at full size, as evaluation always is"
+    )
     mean: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
     std: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
 
@@ -270,6 +279,13 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
+    if (data.small_size is None) != (data.small_until is None):
+        yield ("data.small_size", "data.small_until"), "give both or neither"
+    if data.small_size is not None and data.small_size >= data.image_size:
+        yield (
+            ("data.small_size", "data.image_size"),
+            f"must be smaller than the image ({data.image_size} pixels)",
+        )
     if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):
         yield ("data.image_size", "data.source"), f"the images of {data.source} are 32 pixels wide"
     if data.cutout > data.image_size:

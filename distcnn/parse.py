@@ -178,6 +178,8 @@ def _type_name(annotation: Any) -> str:
     choices = getattr(annotation, "__args__", None)
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
+    if choices and choices[0] is bool:
+        return "true|false|" + "|".join(choices[1].__args__)
     text = str(getattr(annotation, "__name__", annotation)) if not choices else str(annotation)
     if text.startswith("tuple[str"):
         return "keys"

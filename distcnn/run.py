@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from distcnn import models
 from distcnn.config import Config, Problem
 from distcnn.data import sources
-from distcnn.data.augment import Augment, Normalize, statistics
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst, statistics
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes, with_classes
@@ -44,7 +44,7 @@ from distcnn.training.evaluate import Evaluation, evaluate
 from distcnn.training.folder import find_resumed, load_run, load_weights, make_folder, run_id, save_weights, unwritable
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.optim import make_optimizer
-from distcnn.training.plan import Plan, Schedule, make_plan
+from distcnn.training.plan import Plan, Schedule, make_plan, to_steps
 from distcnn.training.saver import Saver
 
 INIT_IMAGES = 5000  # so many of the training images a model with `init_from_images` sees, at most
@@ -103,7 +103,9 @@ def prepare(config: Config, world: World) -> Parts:
     check_classes(train_data, test_data)
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
-    model = models.build_model(config.model.name, len(train_data.classes), image_size, config.model.args)
+    model = models.build_model(
+        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_size
+    )
     normalize = _normalize(config, train_data)
     if callable(init := getattr(model, "init_from_images", None)):
         chosen = train_data.images[:: -(-len(train_data) // INIT_IMAGES)]  # evenly: a folder's are sorted by class
@@ -160,8 +162,8 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         averages = Averages(model, config.train)
         if parts.saved:
             averages.load_state_dict(parts.saved["averages"])
-        preprocess = _preprocess(config, parts.normalize, parts.device, Augment(
-            config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout))  # fmt: skip
+        augment = Augment(config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout)
+        preprocess = _preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
         described = _described(config, parts)
         watch = Watchdog(world, store, config.train.timeout, stop.end)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
@@ -268,10 +270,22 @@ def _normalize(config: Config, train: ImageSet) -> Normalize:
 
 
 def _preprocess(
-    config: Config, normalize: Normalize, device: torch.device, augment: Augment | None = None
+    config: Config,
+    normalize: Normalize,
+    device: torch.device,
+    augment: Augment | None = None,
+    small: SmallAtFirst | None = None,
 ) -> Preprocess:
     dtype = AUTOCAST[config.train.precision] or torch.float32
-    return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last)
+    return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last, small=small)
+
+
+def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
+    data, plan = config.data, parts.plan
+    if data.small_size is None or data.small_until is None:
+        return None
+    steps = to_steps(data.small_until, plan.batch_size, plan.steps_per_epoch)
+    return SmallAtFirst(parts.train_data.images.shape[1], data.small_size, steps, parts.device)
 
 
 def _loader(config: Config, world: World, parts: Parts, preprocess: Preprocess) -> ResidentLoader | StreamingLoader:

@@ -1,4 +1,4 @@
-"""Augmentation and normalisation: of a whole batch at once, or of one image with torchvision, to the same pixels.
+"""Augmentation and normalisation of a whole batch at once, on its device.
 
 The random numbers are a pure function of (seed, epoch, position in the epoch): never of the rank, the worker or
 what was drawn before. They are hashes by splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
@@ -10,12 +10,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's increment
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its multipliers
 _MASK = 2**64 - 1
+_ALTERNATING = 2**33  # a key beside those of the epochs
 
 
 def keyed(*key: int) -> int:
@@ -45,7 +47,7 @@ def uniform(key: int, positions: NDArray[np.int64], stream: int) -> NDArray[np.f
 class Augment:
     """Flip, padded random crop and cutout. The neutral values leave the images alone."""
 
-    flip: bool = False
+    flip: bool | Literal["alternating"] = False
     crop_padding: int = 0  # pixels
     crop_mode: Literal["zeros", "reflect"] = "zeros"
     cutout: int = 0  # pixels a side; centred anywhere in the image, so that it may hang over the edge
@@ -53,14 +55,31 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any image changes."""
-        return self.flip or self.crop_padding > 0 or self.cutout > 0
+        return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0
 
-    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64], height: int, width: int) -> Tensor:
-        """[n, 5] int64 for [n] positions: flip, row and column offset of the crop, row and column of the cutout."""
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        positions: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        height: int,
+        width: int,
+    ) -> Tensor:
+        """[n, 5] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
+
+        They are: flip, row and column offset of the crop, row and column of the cutout. The alternating flip (Jordan
+        2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images in the first epoch, the other half
+        in the next, and so on in turn: two epochs show every image both ways.
+        """
         key = keyed(seed, epoch)
         span = 2 * self.crop_padding + 1
+        if self.flip == "alternating":
+            flip = (uniform(keyed(seed, _ALTERNATING), indices, 0) < 0.5) ^ (epoch % 2 == 1)
+        else:
+            flip = (uniform(key, positions, 0) < 0.5) & self.flip
         columns = [
-            (uniform(key, positions, 0) < 0.5) & self.flip,
+            flip,
             np.floor(uniform(key, positions, 1) * span) - self.crop_padding,
             np.floor(uniform(key, positions, 2) * span) - self.crop_padding,
             np.floor(uniform(key, positions, 3) * height) - self.cutout // 2,
@@ -68,26 +87,36 @@ class Augment:
         ]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
-    def batch(self, images: Tensor, indices: Tensor, draws: Tensor) -> Tensor:
-        """Images [N, H, W, C] uint8, indices [n], draws [n, 5] → [n, H, W, C] uint8, on the images' device.
+    def batch(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images [n, H, W, C] uint8, contiguous, and their draws [n, 5] → [n, H, W, C] uint8, on the same device.
 
-        One gather reads each output pixel where it comes from: flip and crop cost no pass of their own. Cutout is
-        left to the loader, which fills the square with zeros, the mean colour, after normalising.
+        A row of a crop lies in memory in one piece, W·C bytes of a row of the padded image: what is gathered is such
+        pieces, not pixels, from the images and from their mirror images. Cutout is left to the loader, which fills
+        the square with zeros, the mean colour, after normalising.
         """
         if not (self.flip or self.crop_padding):
-            return images.index_select(0, indices)
-        _, height, width, _ = images.shape
-        flip, down, right = draws[:, 0, None], draws[:, 1, None], draws[:, 2, None]
-        columns = torch.arange(width, device=images.device)
-        rows = torch.arange(height, device=images.device) + down  # [n, H]
-        columns = torch.where(flip.bool(), width - 1 - columns, columns) + right  # [n, W]
-        if self.crop_mode == "reflect":
-            return images[indices[:, None, None], _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None]]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-            :, None
-        ]  # [n, H, W]
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        return images[indices[:, None, None], rows[:, :, None], columns[:, None]] * inside[..., None]
+            return images
+        n, height, width, channels = images.shape
+        pad, reflect = self.crop_padding, self.crop_mode == "reflect"
+        above = 0 if reflect else pad  # rows are mirrored by their numbers
+        mirrored = images.flip(2) if self.flip or reflect else images
+        padded = images.new_zeros(2 if self.flip else 1, n, above + height + above, pad + width + pad, channels)
+        for out, one, other in zip(padded, (images, mirrored), (mirrored, images), strict=False):
+            rows = out[:, above : above + height]
+            rows[:, :, pad : pad + width] = one
+            if reflect:
+                rows[:, :, :pad] = other[:, :, width - 1 - pad : width - 1]
+                rows[:, :, pad + width :] = other[:, :, 1 : 1 + pad]
+        flip, down, right = draws[:, 0], draws[:, 1], draws[:, 2]
+        if self.flip:
+            right = torch.where(flip.bool(), -right, right)  # the mirror image is cropped, not the crop mirrored
+        row = torch.arange(height, device=images.device) + down[:, None]  # [n, H]
+        row = _reflect(row, height) if reflect else row + above
+        image = flip * n + torch.arange(n, device=images.device)
+        first = (image[:, None] * (height + 2 * above) + row) * (width + 2 * pad) + (right + pad)[:, None]
+        # Piece number i begins at pixel i of all that is in `padded`: the pieces overlap, and nothing is copied.
+        pieces = padded.as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
+        return pieces.index_select(0, first.flatten()).view(n, height, width, channels)
 
     def cutout_mask(self, draws: Tensor, height: int, width: int) -> Tensor:
         """[n, 1, H, W] bool: True where the square lies."""
@@ -97,18 +126,6 @@ class Augment:
             ((rows >= 0) & (rows < self.cutout))[:, None, :, None]
             & ((columns >= 0) & (columns < self.cutout))[:, None, None, :]
         )  # fmt: skip
-
-    def image(self, image: Tensor, draw: Tensor) -> Tensor:
-        """One image [C, H, W] uint8, one draw [5] → [C, H, W] uint8, with torchvision's v2 functions; no cutout."""
-        from torchvision.transforms.v2 import functional as V
-
-        flip, down, right = draw[:3].tolist()
-        if self.crop_padding:
-            _, height, width = image.shape
-            pad = self.crop_padding
-            image = V.pad(image, [pad] * 4, padding_mode="constant" if self.crop_mode == "zeros" else "reflect")
-            image = V.crop(image, pad + down, pad + right, height, width)
-        return V.horizontal_flip(image) if flip else image
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
@@ -129,6 +146,25 @@ class Normalize:
         scale = [1 / (255 * std) for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+
+
+class SmallAtFirst:
+    """Square images at a lower resolution for the first steps of a run: a step costs (size / image size)² as much.
+
+    Bilinear with antialiasing, as `F.interpolate` computes it, whose weights are taken from there once: two matrix
+    products then take less than half of its time on a CPU.
+    """
+
+    def __init__(self, image_size: int, size: int, steps: int, device: torch.device):
+        self.size, self.steps = size, steps
+        unit = torch.eye(image_size)[None, None]
+        weights = F.interpolate(unit, (size, image_size), mode="bilinear", antialias=True)[0, 0]
+        self.rows = weights.to(device)  # [size, H]
+        self.columns = torch.kron(weights, torch.eye(3)).T.to(device)  # [W·3, size·3]: each channel by itself
+
+    def reduce(self, rows: Tensor) -> Tensor:
+        """[n, H, W·3] float32 → [n, size, size·3]."""
+        return (self.rows @ rows).flatten(0, 1).mm(self.columns).view(len(rows), self.size, -1)
 
 
 def statistics(images: NDArray[np.uint8]) -> Normalize:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distcnn.data.augment import Augment, Normalize, keyed
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst, keyed
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
 from distcnn.data.sources import ImageSet
 
@@ -44,9 +44,10 @@ class Preprocess:
         *,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
+        small: SmallAtFirst | None = None,
     ):
         self.device, self.dtype, self.channels_last = device, dtype, channels_last
-        self.augment = augment or Augment()
+        self.augment, self.small = augment or Augment(), small
         self.scale, self.shift = normalize.constants(device)
 
     def to_device(self, host: Tensor) -> Tensor:
@@ -55,11 +56,18 @@ class Preprocess:
             return host
         return host.pin_memory().to(self.device, non_blocking=True)
 
-    def input(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares."""
-        out = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
+    def input(self, images: Tensor, draws: Tensor | None = None, step: int | None = None) -> Tensor:
+        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares; small if it is so at that `step`."""
+        n, height, width, channels = images.shape
+        rows = images.reshape(n, height, width * channels).float()
+        # Constants as long as a row: over three channels only, the CPU's loops would not be vectorised.
+        rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+        out = rows.view(n, height, width, channels).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
         if draws is not None and self.augment.cutout:
-            out.masked_fill_(self.augment.cutout_mask(draws, *out.shape[2:]), 0)
+            out.masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
+        if self.small is not None and step is not None and step < self.small.steps:
+            size = self.small.size
+            out = self.small.reduce(rows).view(n, size, size, channels).permute(0, 3, 1, 2)
         out = out.to(self.dtype)
         return out if self.channels_last else out.contiguous()
 
@@ -77,18 +85,20 @@ class ResidentLoader:
         self.sampler.set_epoch(epoch, first_step)
         pre, augment = self.preprocess, self.preprocess.augment
         # Order and draws go to the device once an epoch: a step then copies nothing from the host.
-        order = pre.to_device(self.sampler.order())
+        order = self.sampler.order()
         draws = None
         if augment.active:
             positions = np.arange(self.sampler.size)
-            draws = pre.to_device(augment.draw(self.seed, epoch, positions, *self.images.shape[1:3]))
+            draws = augment.draw(self.seed, epoch, positions, order.numpy(), *self.images.shape[1:3])
+            draws = pre.to_device(draws)
+        order = pre.to_device(order)
         for micro in self.sampler.micro_batches():
             indices = order[micro.start : micro.stop]
-            if draws is None:
-                images = pre.input(self.images.index_select(0, indices))
-            else:
+            images, chosen = self.images.index_select(0, indices), None
+            if draws is not None:
                 chosen = draws[micro.start : micro.stop]
-                images = pre.input(augment.batch(self.images, indices, chosen), chosen)
+                images = augment.batch(images, chosen)
+            images = pre.input(images, chosen, self.sampler.step(micro))
             yield _batch(images, self.labels.index_select(0, indices), micro, self.seed, epoch)
 
 
@@ -118,7 +128,7 @@ class StreamingLoader:
         pre = self.preprocess
         for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
             images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
-            yield _batch(pre.input(images, draws), labels, micro, self.seed, epoch)
+            yield _batch(pre.input(images, draws, self.sampler.step(micro)), labels, micro, self.seed, epoch)
 
 
 def _leave_group(_: int) -> None:
@@ -150,11 +160,8 @@ class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, request: tuple[int, int, NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
         epoch, start, indices = request
         positions = np.arange(start, start + len(indices))
-        draws = self.augment.draw(self.seed, epoch, positions, *self.data.images.shape[1:3])
-        images = torch.from_numpy(self.data.images[indices])  # [n, H, W, C]
-        if self.augment.active:
-            one_by_one = zip(images.permute(0, 3, 1, 2), draws, strict=True)
-            images = torch.stack([self.augment.image(image, draw) for image, draw in one_by_one]).permute(0, 2, 3, 1)
+        draws = self.augment.draw(self.seed, epoch, positions, indices, *self.data.images.shape[1:3])
+        images = self.augment.batch(torch.from_numpy(self.data.images[indices]), draws)
         return images, torch.from_numpy(self.data.labels[indices]), draws
 
 

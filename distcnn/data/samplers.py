@@ -74,6 +74,10 @@ class MicroBatchSampler(DistributedSampler[int]):
             if not starts:
                 yield MicroBatch(begin, min(begin + self.micro_batch, end), 0.0, last=True)
 
+    def step(self, micro: MicroBatch) -> int:
+        """The optimizer step of one of the epoch's micro-batches, counted from the start of the run."""
+        return self.epoch * self.steps + micro.start // self.batch_size
+
     def __iter__(self) -> Iterator[int]:
         order = self.order()
         for micro in self.micro_batches():

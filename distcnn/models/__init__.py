@@ -27,12 +27,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, num_classes: int, image_size: int, args: Mapping[str, Any] | None = None) -> nn.Module:
+def build_model(
+    name: str,
+    num_classes: int,
+    image_size: int,
+    args: Mapping[str, Any] | None = None,
+    small_size: int | None = None,
+) -> nn.Module:
     """A network from [N, 3, image_size, image_size] to [N, num_classes] logits, with PyTorch's default weights.
 
     A callable is given `num_classes`, and `image_size` where it takes it, besides `args`. Raises BadInput for an
     unknown name, for arguments that it does not take, and where the network does not map that input to that
-    output.
+    output; also at `small_size`, if it is to be trained on images of that size too.
     """
     make = _find(name)
     known: dict[str, Any] = {"num_classes": num_classes}
@@ -45,6 +51,13 @@ def build_model(name: str, num_classes: int, image_size: int, args: Mapping[str,
     if not isinstance(model, nn.Module):
         raise BadInput(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
     _check_shapes(model, name, num_classes, image_size)
+    if small_size is not None:
+        try:
+            _check_shapes(model, name, num_classes, small_size)
+        except BadInput as error:
+            raise BadInput(
+                f"data.small_size = {small_size}: {error}; it takes a network for images of any size, such as resnet9"
+            ) from error
     return model
 
 
@@ -106,7 +119,7 @@ def _check_shapes(model: nn.Module, name: str, num_classes: int, image_size: int
     try:
         out = _dry_run(model, image_size, batch=2, training=True)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise BadInput(f"model.name = {name}: cannot take [N, 3, {size}] images: {reason}") from error
     if not isinstance(out, Tensor) or out.shape != (2, num_classes):
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -24,7 +24,7 @@ class Plan:
     checkpoint_every: int  # steps
     lr: float  # peak, after scaling
     parameters: int
-    forward_flops: int  # an image; a training step costs about three times that
+    forward_flops: int  # an image of full size; a training step costs about three times that
     device: str
     precision: str
     threads: int

@@ -1,8 +1,9 @@
-"""Augmentation: two ways to the same pixels, from draws that depend on (seed, epoch, position) alone."""
+"""Augmentation: the pixels of torchvision, from draws that depend on (seed, epoch, position) alone."""
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as V
 
 from distcnn.data.augment import Augment, Normalize, keyed, statistics, uniform
 
@@ -14,7 +15,13 @@ def images(n=12, height=HEIGHT, width=WIDTH):
 
 
 def one_by_one(augment, pictures, draws):
-    done = [augment.image(image, draw) for image, draw in zip(pictures.permute(0, 3, 1, 2), draws, strict=True)]
+    """With torchvision's functions: pad, crop, mirror."""
+    pad, mode = augment.crop_padding, {"zeros": "constant", "reflect": "reflect"}[augment.crop_mode]
+    done = []
+    for image, (flip, down, right, *_) in zip(pictures.permute(0, 3, 1, 2), draws.tolist(), strict=True):
+        if pad:
+            image = V.crop(V.pad(image, [pad] * 4, padding_mode=mode), pad + down, pad + right, *image.shape[1:])
+        done.append(V.horizontal_flip(image) if flip else image)
     return torch.stack(done).permute(0, 2, 3, 1)
 
 
@@ -24,8 +31,8 @@ def one_by_one(augment, pictures, draws):
 def test_a_batch_has_the_pixels_of_torchvision(flip, padding, mode):
     augment, pool = Augment(flip, padding, mode), images()
     indices = torch.from_numpy(np.random.default_rng(1).integers(0, len(pool), 300))
-    draws = augment.draw(4, 2, np.arange(300), HEIGHT, WIDTH)
-    batch = augment.batch(pool, indices, draws)
+    draws = augment.draw(4, 2, np.arange(300), np.arange(300), HEIGHT, WIDTH)
+    batch = augment.batch(pool[indices], draws)
     assert batch.dtype == torch.uint8
     assert torch.equal(batch, one_by_one(augment, pool[indices], draws))
     assert torch.equal(batch, pool[indices]) == (not flip and padding == 0)
@@ -37,7 +44,7 @@ def test_every_offset_and_mirror_has_the_pixels_of_torchvision(mode):
     rows = [(flip, down, right, 0, 0) for flip in (0, 1) for down in range(-2, 3) for right in range(-2, 3)]
     draws = torch.tensor(rows)
     pool = images(len(rows))
-    batch = augment.batch(pool, torch.arange(len(rows)), draws)
+    batch = augment.batch(pool, draws)
     assert torch.equal(batch, one_by_one(augment, pool, draws))
     moved = batch[rows.index((0, 2, -1, 0, 0))]  # its pixel (r, c) is the image's (r + 2, c - 1)
     assert torch.equal(moved[:-2, 1:], pool[rows.index((0, 2, -1, 0, 0))][2:, :-1])
@@ -46,22 +53,23 @@ def test_every_offset_and_mirror_has_the_pixels_of_torchvision(mode):
 
 def test_draws_depend_on_seed_epoch_and_position_alone():
     augment = Augment(True, 4, cutout=5)
-    whole = augment.draw(7, 3, np.arange(1000), 32, 32)
+    places, images = np.arange(1000), np.zeros(1000, np.int64)
+    whole = augment.draw(7, 3, places, images, 32, 32)
     assert whole.shape == (1000, 5)
     np.random.seed(0)
     torch.manual_seed(0)
     for rows in (slice(0, 10), slice(990, 1000), slice(3, 900, 7), slice(None, None, -1)):
         assert torch.equal(
-            augment.draw(7, 3, np.arange(1000)[rows], 32, 32), torch.from_numpy(whole.numpy()[rows].copy())
+            augment.draw(7, 3, places[rows], images[rows] + 1, 32, 32), torch.from_numpy(whole.numpy()[rows].copy())
         )
-    assert augment.draw(7, 3, np.arange(0), 32, 32).shape == (0, 5)
-    others = [augment.draw(seed, epoch, np.arange(1000), 32, 32) for seed, epoch in ((7, 4), (8, 3), (3, 7))]
+    assert augment.draw(7, 3, np.arange(0), np.arange(0), 32, 32).shape == (0, 5)
+    others = [augment.draw(seed, epoch, places, images, 32, 32) for seed, epoch in ((7, 4), (8, 3), (3, 7))]
     assert all((other != whole).any(dim=1).float().mean() > 0.9 for other in others)
 
 
 def test_draws_are_spread_evenly():
     n, augment = 60_000, Augment(True, 4, cutout=5)
-    flip, down, right, top, left = augment.draw(0, 0, np.arange(n), 32, 16).T.numpy()
+    flip, down, right, top, left = augment.draw(0, 0, np.arange(n), np.arange(n), 32, 16).T.numpy()
     assert abs(flip.mean() - 0.5) < 0.01
     for offset in (down, right):
         values, counts = np.unique(offset, return_counts=True)
@@ -77,16 +85,38 @@ def test_draws_are_spread_evenly():
 
 
 def test_neutral_settings_draw_no_change():
-    draws = Augment().draw(0, 0, np.arange(50), HEIGHT, WIDTH)
+    draws = Augment().draw(0, 0, np.arange(50), np.arange(50), HEIGHT, WIDTH)
     assert not draws[:, :3].any()
     assert not Augment().active
     assert all(augment.active for augment in (Augment(flip=True), Augment(crop_padding=1), Augment(cutout=1)))
 
 
+def test_the_alternating_flip_shows_every_image_both_ways_in_two_epochs():
+    augment, n = Augment("alternating"), 10_000
+
+    def flips(epoch, order, seed=3):
+        """Of images 0…n-1, drawn in that order."""
+        drawn = augment.draw(seed, epoch, np.arange(n), order, HEIGHT, WIDTH)[:, 0].numpy()
+        return drawn[np.argsort(order)]
+
+    rng = np.random.default_rng(0)
+    first, second, third, fourth = (flips(epoch, rng.permutation(n)) for epoch in range(4))
+    assert abs(first.mean() - 0.5) < 0.02
+    assert ((first + second) == 1).all()
+    assert (third == first).all()
+    assert (fourth == second).all()
+    assert 0.45 < (flips(0, np.arange(n), seed=4) == first).mean() < 0.55
+    independent = Augment(True).draw(3, 0, np.arange(n), np.arange(n), HEIGHT, WIDTH)[:, 0].numpy()
+    assert 0.45 < (independent == first).mean() < 0.55
+    pool = images(20)
+    draws = augment.draw(3, 0, np.arange(20), np.arange(20), HEIGHT, WIDTH)
+    assert torch.equal(augment.batch(pool, draws), one_by_one(augment, pool, draws))
+
+
 @pytest.mark.parametrize("side", [1, 4, 5])
 def test_the_cutout_is_the_square_at_its_draw_cut_at_the_edges(side):
     augment = Augment(cutout=side)
-    draws = augment.draw(1, 1, np.arange(200), HEIGHT, WIDTH)
+    draws = augment.draw(1, 1, np.arange(200), np.arange(200), HEIGHT, WIDTH)
     mask = augment.cutout_mask(draws, HEIGHT, WIDTH)
     assert mask.shape == (200, 1, HEIGHT, WIDTH)
     for one, (*_, top, left) in zip(mask[:, 0], draws.tolist(), strict=True):

@@ -80,6 +80,9 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
         ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
         ({"data": DataConfig(cutout=33)}, "data.cutout data.image_size"),
         ({"data": DataConfig(crop_padding=32)}, "data.crop_padding data.image_size"),
+        ({"data": DataConfig(small_size=24)}, "data.small_size data.small_until"),
+        ({"data": DataConfig(small_until="2ep")}, "data.small_size data.small_until"),
+        ({"data": DataConfig(small_size=32, small_until="2ep")}, "data.small_size data.image_size"),
         ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
         ({"data": DataConfig(source="digits", url="http://x")}, "data.url data.source"),
         ({"schedule": ScheduleConfig(name="step")}, "schedule.milestones schedule.name"),
@@ -100,11 +103,12 @@ def test_what_is_near_a_conflict_is_fine():
     assert found(data=DataConfig(cutout=32, crop_padding=31, mean=(0, 0, 0), std=(1, 1, 1))) == []
     assert found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False)) == []
     assert found(schedule=ScheduleConfig(name="step", milestones=("1ep",)), name="a.b") == []
+    assert found(data=DataConfig(small_size=31, small_until="1step")) == []
 
 
 def test_yaml_and_dict_round_trip(tmp_path):
     arguments = ["--name", "ä 1e3", "--seed=8", "--optim.eps", "1e-9", "--model.args={w: [1, {x: null}]}"]
-    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]"]
+    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]", "--data.flip", "alternating"]
     arguments += ["--schedule.name=step", "--schedule.milestones=[0.5ep, 7step]"]
     config = Settings().read_arguments(arguments).check(1)
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -130,4 +134,5 @@ def test_every_key_is_documented_with_its_type_and_default():
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["schedule.milestones"][0] == "durations"
     assert documented["optim.name"][:2] == ("sgd|adam|adamw|muon", "sgd")
-    assert documented["data.flip"][:2] == ("bool", "false")
+    assert documented["model.compile"][:2] == ("bool", "false")
+    assert documented["data.flip"][:2] == ("true|false|alternating", "false")

@@ -21,7 +21,7 @@ def test_a_batch_is_made_and_classified_on_the_device(mode, name):
         images = torch.empty(100, 32, 32, 3, dtype=torch.uint8, device=CUDA)
         indices = torch.zeros(20, dtype=torch.int64, device=CUDA)
         draws = torch.zeros(20, 5, dtype=torch.int64, device=CUDA)
-        batch = preprocess.input(augment.batch(images, indices, draws), draws)
+        batch = preprocess.input(augment.batch(images.index_select(0, indices), draws), draws)
         assert (batch.device, batch.shape, batch.dtype) == (CUDA, (20, 3, 32, 32), torch.bfloat16)
         assert batch.is_contiguous(memory_format=torch.channels_last)
         on_device = {key: fake.from_tensor(t).to(CUDA) for key, t in model.state_dict().items()}

@@ -83,7 +83,13 @@ def checkpoint(home):
     config = Config(data=data, model=ModelConfig(name="simple_cnn"), output_dir=str(home))
     parts = prepare(config, World())
     state = {"step": 1, "best_accuracy": 0.5, "best_step": 1}
-    saved = {"model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict(), "scaler": {}, "averages": {}, "state": state}
+    saved = {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": {},
+        "averages": {},
+        "state": state,
+    }
     path = Checkpoints(home / "good").save({**_described(config, parts), **saved}, 1, best=False)
     load_run(path)
     return path.read_bytes()

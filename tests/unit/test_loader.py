@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from distcnn.data.augment import Augment, Normalize, keyed
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst, keyed
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet
@@ -38,10 +39,10 @@ def same(a, b):
     return fields and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
-AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect")]
+AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect"), Augment("alternating")]
 
 
-@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect"])
+@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect", "alternating"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
     resident, streaming = (loader(workers, augment, dtype=dtype) for workers in (None, 0))
@@ -104,11 +105,46 @@ def test_a_batch_is_the_chosen_images_normalised():
     assert torch.equal(contiguous.images, first.images)
 
 
+@pytest.mark.parametrize("workers", [None, 0])
+def test_images_are_small_until_a_step_in_mid_epoch(workers):
+    """Three steps an epoch: the first five are small, whole in the first epoch, two of three in the second."""
+    one, full = loader(workers, AUGMENTS[2], small=SmallAtFirst(SIZE, 6, 5, CPU)), loader(None, AUGMENTS[2])
+    for epoch, small_steps in ((0, 3), (1, 2), (2, 0)):
+        step = 0
+        for small, large in zip(one.epoch(epoch), full.epoch(epoch), strict=True):
+            expected = large.images
+            if step < small_steps:
+                expected = F.interpolate(expected, (6, 6), mode="bilinear", antialias=True)
+                torch.testing.assert_close(small.images, expected, rtol=0, atol=2e-6)
+            assert small.images.shape == expected.shape
+            assert small.images.is_contiguous(memory_format=torch.channels_last)
+            assert step < small_steps or torch.equal(small.images, expected)
+            step += small.last
+    tail, whole = list(one.epoch(1, first_step=1)), list(one.epoch(1))
+    assert all(same(a, b) for a, b in zip(whole[4:], tail, strict=True))
+    assert {batch.images.shape[-1] for batch in tail} == {6, SIZE}
+
+
+def test_small_images_do_not_depend_on_the_world_size_and_are_not_evaluated():
+    def batches(world):
+        small = SmallAtFirst(SIZE, 6, 5, CPU)
+        dealt = [loader(None, AUGMENTS[2], rank, world, small=small).epoch(1) for rank in range(world)]
+        return {b.seed: b.images for one in dealt for b in one if b.share}
+
+    alone, shared = batches(1), batches(2)
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[seed], shared[seed]) for seed in alone)
+    preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, 6, 5, CPU))
+    assert {images.shape[-1] for _, images, _ in evaluation_stream(data(), 9, preprocess)} == {SIZE}
+
+
 def test_cutout_leaves_the_mean_colour():
     augment = Augment(cutout=3)
     one = loader(None, augment)
     (first, *_) = one.epoch(0)
-    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(-1, 3, -1, -1)
+    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(
+        -1, 3, -1, -1
+    )
     (plain, *_) = loader().epoch(0)
     assert torch.equal(first.images, plain.images.masked_fill(mask, 0))
 
