@@ -149,11 +149,13 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning rate as a function of the step."""
 
-    name: Literal["constant", "step", "cosine", "onecycle"] = Field(default="constant", description="shape")
+    name: Literal["constant", "linear", "step", "cosine", "onecycle"] = Field(default="constant", description="shape")
     warmup: DurationOrZero = Field(default="0step", description="linear rise from zero before it; not for onecycle")
     milestones: tuple[Duration, ...] = Field(default=(), description="step: when to multiply the rate by gamma")
     gamma: Float = Field(default=0.1, gt=0, le=1, description="step: factor at each milestone")
-    final: Float = Field(default=0.0, ge=0, le=1, description="cosine, onecycle: the last rate as a share of the peak")
+    final: Float = Field(
+        default=0.0, ge=0, le=1, description="linear, cosine, onecycle: the last rate as a share of the peak"
+    )
     rise: Float = Field(default=0.3, gt=0, lt=1, description="onecycle: share of the steps before the peak")
     initial: Float = Field(default=0.04, gt=0, le=1, description="onecycle: the first rate as a share of the peak")
 

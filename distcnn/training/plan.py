@@ -128,6 +128,8 @@ class Schedule:
             return 1.0
         if schedule.name == "step":
             return float(schedule.gamma ** bisect_right(self.milestones, step))
+        if schedule.name == "linear":
+            return 1 + (schedule.final - 1) * (step - self.warmup) / (self.steps - self.warmup)
         if schedule.name == "cosine":
             return _cosine(1.0, schedule.final, (step - self.warmup) / (self.steps - self.warmup))
         # onecycle: Smith and Topin 2017 (arXiv:1708.07120), with cosine flanks as in fastai and PyTorch

@@ -68,7 +68,7 @@ def test_the_rate_for_another_batch(rule, factor):
     assert Schedule(config, plan_of(config)).lr_at(0) == scaled_lr(config)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("name", ["constant", "linear", "step", "cosine"])
 def test_the_warm_up_rises_in_equal_steps_to_the_peak(name):
     milestones = {"milestones": ("60step",)} if name == "step" else {}
     got = rates(name=name, warmup="4step", **milestones)
@@ -89,6 +89,12 @@ def test_milestones_are_those_of_multisteplr():
         assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12), step
         optimizer.step()
         scheduler.step()
+
+
+def test_linear_is_a_straight_line():
+    got = rates(name="linear", final=0.2)
+    steps = [after - before for before, after in zip(got, got[1:], strict=False)]
+    assert steps == pytest.approx([(0.2 - 1) * got[0] / len(got)] * (len(got) - 1))
 
 
 def test_cosine_is_the_closed_form():
