@@ -185,6 +185,10 @@ class TrainConfig:
     lookahead_rate: Float = Field(default=0.5, gt=0, le=1, description="Lookahead: the slow weights' rate")
     clip_norm: Float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    tf32: bool = Field(default=False, description="CUDA: fp32 products with 10-bit mantissas, several times as fast")
+    deterministic: bool = Field(
+        default=True, description="CUDA: the same bits at every run; false: cuDNN's fastest algorithms, found by trying"
+    )
     threads: Int | None = Field(
         default=None, ge=1, description="CPU threads a rank; default: cores / ranks on this node"
     )

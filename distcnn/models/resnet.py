@@ -1,13 +1,19 @@
 """Residual networks for small images."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 
-def resnet18(num_classes: int = 10) -> nn.Module:
+def resnet18(num_classes: int = 10, stochastic_depth: float = 0.0) -> nn.Module:
     """ResNet-18 (He et al. 2015, arXiv:1512.03385) with the stem for small images: 11,173,962 parameters.
 
     As in the paper's CIFAR networks, the first convolution is 3×3 with stride 1 and no pooling follows it, so
     that 32×32 images reach the last stage at 4×4 and not at 1×1.
+
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, block number l of the 8 leaves out its
+    residual branch for an image with probability l/8 · `stochastic_depth`; a branch that stays is divided by the
+    probability that it does, so that evaluation needs no correction.
     """
     from torchvision.models import resnet18 as for_imagenet
 
@@ -15,7 +21,19 @@ def resnet18(num_classes: int = 10) -> nn.Module:
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stochastic_depth:
+        branch_ends = [m for name, m in model.named_modules() if name.endswith(".bn2")]
+        for number, last in enumerate(branch_ends, 1):
+            # A hook, not a module: the weights keep torchvision's names.
+            last.register_forward_hook(partial(_drop_branches, stochastic_depth * number / len(branch_ends)))
     return model
+
+
+def _drop_branches(probability: float, module: nn.Module, _: object, branch: Tensor) -> Tensor:
+    from torchvision.ops import stochastic_depth
+
+    dropped: Tensor = stochastic_depth(branch, probability, mode="row", training=module.training)
+    return dropped
 
 
 class ResNet9(nn.Module):

@@ -43,4 +43,8 @@ def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
         return torch.device("cpu"), threads
     device = torch.device("cuda", world.gpu)
     torch.cuda.set_device(device)
+    # Convolutions are in TF32 by PyTorch's default, products are not: here both say what the config says.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
+    torch.backends.cudnn.deterministic = config.train.deterministic
+    torch.backends.cudnn.benchmark = not config.train.deterministic
     return device, threads

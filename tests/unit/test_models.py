@@ -216,3 +216,23 @@ def test_whitening_filters_make_patches_of_unit_covariance():
     assert torch.equal(out[:12], -out[12:])
     torch.testing.assert_close(out[:12] @ out[:12].T / out.shape[1], torch.eye(12), atol=0.02, rtol=0)
     assert not model.whiten.weight.requires_grad
+
+
+def test_stochastic_depth_leaves_out_branches_of_images_and_keeps_the_mean():
+    model = build_model("resnet18", 10, 16, {"stochastic_depth": 0.8})
+    assert model.state_dict().keys() == build_model("resnet18", 10, 16).state_dict().keys()
+    ends = [m.bn2 for m in model.modules() if hasattr(m, "bn2")]
+    branch = torch.ones(20_000, ends[0].num_features, 1, 1)
+    for number, end in enumerate(ends, 1):
+        torch.manual_seed(number)
+        shape = (len(branch), end.num_features, 1, 1)
+        with torch.no_grad():
+            end.weight.zero_()
+            end.bias.fill_(1.0)  # the branch is 1 for every image
+            out = end.train()(torch.zeros(shape))
+        kept = 1 - 0.8 * number / 8
+        assert out[:, 0].unique().tolist() == pytest.approx([0.0, 1 / kept])
+        assert (out == out[:, :1]).all()  # whole images
+        assert out[:, 0].bool().float().mean().item() == pytest.approx(kept, abs=0.02)
+        with torch.no_grad():
+            assert (end.eval()(torch.zeros(4, *shape[1:])) == 1).all()

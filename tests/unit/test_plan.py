@@ -93,7 +93,7 @@ def test_milestones_are_those_of_multisteplr():
 
 def test_linear_is_a_straight_line():
     got = rates(name="linear", final=0.2)
-    steps = [after - before for before, after in zip(got, got[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(got)]
     assert steps == pytest.approx([(0.2 - 1) * got[0] / len(got)] * (len(got) - 1))
 
 
