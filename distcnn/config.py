@@ -94,6 +94,18 @@ class DataConfig:
     crop_padding: Int = Field(default=0, ge=0, description="augmentation: random crop after padding so many pixels")
     crop_mode: Literal["zeros", "reflect"] = Field(default="zeros", description="what the padding holds")
     cutout: Int = Field(default=0, ge=0, description="augmentation: blank a square of so many pixels a side")
+    randaugment: tuple[Annotated[Int, Field(ge=1, le=14)], Annotated[Int, Field(ge=0, le=30)]] | None = Field(
+        default=None, description="augmentation: so many random operations, of that strength (0 to 30); streaming only"
+    )
+    mixup: Float | None = Field(
+        default=None, gt=0, le=4, description="augmentation: blend two images; alpha of the Beta distribution"
+    )
+    cutmix: Float | None = Field(
+        default=None,
+        gt=0,
+        le=4,
+        description="augmentation: a box from another image; alpha of the Beta distribution",
+    )
     small_size: Int | None = Field(
         default=None, ge=4, description="train on images of so many pixels a side at first, until data.small_until"
     )
@@ -285,6 +297,13 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
+    if data.mixup is not None and data.cutmix is not None:
+        yield ("data.mixup", "data.cutmix"), "an image is mixed in one way: give one of them"
+    if data.randaugment is not None and data.loader == "resident":
+        yield (
+            ("data.randaugment", "data.loader"),
+            "its operations run on the CPU, beside the training: set data.loader streaming",
+        )
     if (data.small_size is None) != (data.small_until is None):
         yield ("data.small_size", "data.small_until"), "give both or neither"
     if data.small_size is not None and data.small_size >= data.image_size:

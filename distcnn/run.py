@@ -15,10 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distcnn import models
-from distcnn.config import Config, Problem
+from distcnn.config import Config, DataConfig, Problem
 from distcnn.data import sources
 from distcnn.data.augment import Augment, Normalize, SmallAtFirst, statistics
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
+from distcnn.data.mix import Mix
+from distcnn.data.randaugment import RandAugment
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
@@ -162,7 +164,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         averages = Averages(model, config.train)
         if parts.saved:
             averages.load_state_dict(parts.saved["averages"])
-        augment = Augment(config.data.flip, config.data.crop_padding, config.data.crop_mode, config.data.cutout)
+        augment = _augment(config.data, len(parts.train_data.classes))
         preprocess = _preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
         described = _described(config, parts)
         watch = Watchdog(world, store, config.train.timeout, stop.end)
@@ -278,6 +280,13 @@ def _preprocess(
 ) -> Preprocess:
     dtype = AUTOCAST[config.train.precision] or torch.float32
     return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last, small=small)
+
+
+def _augment(data: DataConfig, classes: int) -> Augment:
+    alpha = data.mixup or data.cutmix
+    mix = Mix("mixup" if data.mixup else "cutmix", alpha, classes) if alpha else None
+    randaugment = RandAugment(*data.randaugment) if data.randaugment else None
+    return Augment(data.flip, data.crop_padding, data.crop_mode, data.cutout, mix, randaugment)
 
 
 def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:

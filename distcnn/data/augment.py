@@ -1,9 +1,4 @@
-"""Augmentation and normalisation of a whole batch at once, on its device.
-
-The random numbers are a pure function of (seed, epoch, position in the epoch): never of the rank, the worker or
-what was drawn before. They are hashes by splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014, doi:10.1145/2660193.2660195), so any image's can be computed alone.
-"""
+"""Augmentation and normalisation of a whole batch at once, on its device; draws depend on (seed, epoch, position)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,48 +9,28 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's increment
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its multipliers
-_MASK = 2**64 - 1
+from distcnn.data.keyed import keyed, uniform
+from distcnn.data.mix import Mix
+from distcnn.data.randaugment import RandAugment
+
 _ALTERNATING = 2**33  # a key beside those of the epochs
-
-
-def keyed(*key: int) -> int:
-    """A well-mixed 64-bit number for a tuple of whole numbers."""
-    z = 0
-    for part in key:
-        z = ((z ^ part) + _GOLDEN) & _MASK
-        z = ((z ^ (z >> 30)) * _FIRST) & _MASK
-        z = ((z ^ (z >> 27)) * _SECOND) & _MASK
-        z ^= z >> 31
-    return z
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniform(key: int, positions: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
-    """[n] numbers in [0, 1) for [n] positions; each stream is independent of the others."""
-    counter = (positions.astype(np.uint64) * np.uint64(8) + np.uint64(stream + 1)) * np.uint64(_GOLDEN)
-    return (_mix(np.uint64(key) + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Flip, padded random crop and cutout. The neutral values leave the images alone."""
+    """Flip, padded random crop, cutout and mixing. The neutral values leave the images alone."""
 
     flip: bool | Literal["alternating"] = False
     crop_padding: int = 0  # pixels
     crop_mode: Literal["zeros", "reflect"] = "zeros"
     cutout: int = 0  # pixels a side; centred anywhere in the image, so that it may hang over the edge
+    mix: Mix | None = None
+    randaugment: RandAugment | None = None  # after the crop, by the streaming loader's workers
 
     @property
     def active(self) -> bool:
         """Whether any image changes."""
-        return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0
+        return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0 or self.mix is not None
 
     def draw(
         self,
@@ -66,9 +41,10 @@ class Augment:
         height: int,
         width: int,
     ) -> Tensor:
-        """[n, 5] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
+        """[n, 5 + k] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
 
-        They are: flip, row and column offset of the crop, row and column of the cutout. The alternating flip (Jordan
+        They are: flip, row and column offset of the crop, row and column of the cutout, then those of `mix`, if any.
+        The alternating flip (Jordan
         2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images in the first epoch, the other half
         in the next, and so on in turn: two epochs show every image both ways.
         """
@@ -84,15 +60,16 @@ class Augment:
             np.floor(uniform(key, positions, 2) * span) - self.crop_padding,
             np.floor(uniform(key, positions, 3) * height) - self.cutout // 2,
             np.floor(uniform(key, positions, 4) * width) - self.cutout // 2,
+            *(self.mix.draw(key, positions, height, width) if self.mix else ()),
         ]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
     def batch(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images [n, H, W, C] uint8, contiguous, and their draws [n, 5] → [n, H, W, C] uint8, on the same device.
+        """Images [n, H, W, C] uint8, contiguous, and their draws → [n, H, W, C] uint8, on the same device.
 
         A row of a crop lies in memory in one piece, W·C bytes of a row of the padded image: what is gathered is such
-        pieces, not pixels, from the images and from their mirror images. Cutout is left to the loader, which fills
-        the square with zeros, the mean colour, after normalising.
+        pieces, not pixels, from the images and from their mirror images. Cutout and mixing are left to the loader:
+        after normalising, the square is filled with zeros, the mean colour.
         """
         if not (self.flip or self.crop_padding):
             return images

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst, keyed
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst
+from distcnn.data.keyed import keyed
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
 from distcnn.data.sources import ImageSet
 
@@ -27,7 +28,7 @@ class Batch:
     """One micro-batch on the training device."""
 
     images: Tensor  # [n, C, H, W] float32 or bfloat16, normalised
-    labels: Tensor  # [n] int64
+    labels: Tensor  # [n] int64; mixed ones are [n, classes] float32 probabilities
     share: float  # of the global batch; see MicroBatch
     last: bool
     seed: int  # for what is random inside the model, such as dropout: of (run seed, epoch, position)
@@ -57,19 +58,36 @@ class Preprocess:
         return host.pin_memory().to(self.device, non_blocking=True)
 
     def input(self, images: Tensor, draws: Tensor | None = None, step: int | None = None) -> Tensor:
-        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out their squares; small if it is so at that `step`."""
+        """[n, H, W, C] uint8 → [n, C, H, W]; with `draws`, cut out and mixed; small if it is so at that `step`."""
         n, height, width, channels = images.shape
         rows = images.reshape(n, height, width * channels).float()
         # Constants as long as a row: over three channels only, the CPU's loops would not be vectorised.
         rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
-        out = rows.view(n, height, width, channels).permute(0, 3, 1, 2)  # [n, C, H, W], NHWC in memory
         if draws is not None and self.augment.cutout:
-            out.masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
+            rows.view(images.shape).permute(0, 3, 1, 2).masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
+        if draws is not None and self.augment.mix:
+            rows = self.augment.mix.images(rows.view(images.shape), draws).view(rows.shape)
         if self.small is not None and step is not None and step < self.small.steps:
-            size = self.small.size
-            out = self.small.reduce(rows).view(n, size, size, channels).permute(0, 3, 1, 2)
-        out = out.to(self.dtype)
+            rows, height, width = self.small.reduce(rows), self.small.size, self.small.size
+        out = rows.to(self.dtype).view(n, height, width, channels).permute(0, 3, 1, 2)  # NHWC in memory
         return out if self.channels_last else out.contiguous()
+
+    def batch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        draws: Tensor | None,
+        sampler: MicroBatchSampler,
+        micro: MicroBatch,
+        seed: int,
+    ) -> Batch:
+        """Images [n, H, W, C] uint8, flipped and cropped, labels [n] and draws of one of the epoch's micro-batches."""
+        mix = self.augment.mix
+        if draws is not None and mix is not None:
+            labels = mix.targets(labels, draws, *images.shape[1:3])
+        images = self.input(images, draws, sampler.step(micro))
+        dropout = keyed(seed, _DROPOUT + sampler.epoch, micro.start) >> 1
+        return Batch(images, labels, micro.share, micro.last, dropout)
 
 
 class ResidentLoader:
@@ -98,8 +116,8 @@ class ResidentLoader:
             if draws is not None:
                 chosen = draws[micro.start : micro.stop]
                 images = augment.batch(images, chosen)
-            images = pre.input(images, chosen, self.sampler.step(micro))
-            yield _batch(images, self.labels.index_select(0, indices), micro, self.seed, epoch)
+            labels = self.labels.index_select(0, indices)
+            yield pre.batch(images, labels, chosen, self.sampler, micro, self.seed)
 
 
 class StreamingLoader:
@@ -128,7 +146,7 @@ class StreamingLoader:
         pre = self.preprocess
         for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
             images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
-            yield _batch(pre.input(images, draws, self.sampler.step(micro)), labels, micro, self.seed, epoch)
+            yield pre.batch(images, labels, draws, self.sampler, micro, self.seed)
 
 
 def _leave_group(_: int) -> None:
@@ -162,6 +180,8 @@ class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         positions = np.arange(start, start + len(indices))
         draws = self.augment.draw(self.seed, epoch, positions, indices, *self.data.images.shape[1:3])
         images = self.augment.batch(torch.from_numpy(self.data.images[indices]), draws)
+        if self.augment.randaugment is not None:
+            images = self.augment.randaugment(images, keyed(self.seed, epoch), positions)
         return images, torch.from_numpy(self.data.labels[indices]), draws
 
 
@@ -173,7 +193,3 @@ def evaluation_stream(
         images = torch.from_numpy(data.images[rows.start : rows.stop])
         labels = torch.from_numpy(data.labels[rows.start : rows.stop])
         yield number, preprocess.input(preprocess.to_device(images)), preprocess.to_device(labels)
-
-
-def _batch(images: Tensor, labels: Tensor, micro: MicroBatch, seed: int, epoch: int) -> Batch:
-    return Batch(images, labels, micro.share, micro.last, keyed(seed, _DROPOUT + epoch, micro.start) >> 1)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as V
 
-from distcnn.data.augment import Augment, Normalize, keyed, statistics, uniform
+from distcnn.data.augment import Augment, Normalize, statistics
+from distcnn.data.keyed import keyed, uniform
 
 HEIGHT, WIDTH = 9, 7  # not square: a mixed-up axis shows
 

@@ -83,6 +83,8 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
         ({"data": DataConfig(small_size=24)}, "data.small_size data.small_until"),
         ({"data": DataConfig(small_until="2ep")}, "data.small_size data.small_until"),
         ({"data": DataConfig(small_size=32, small_until="2ep")}, "data.small_size data.image_size"),
+        ({"data": DataConfig(mixup=0.2, cutmix=1)}, "data.mixup data.cutmix"),
+        ({"data": DataConfig(randaugment=(2, 9))}, "data.randaugment data.loader"),
         ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
         ({"data": DataConfig(source="digits", url="http://x")}, "data.url data.source"),
         ({"schedule": ScheduleConfig(name="step")}, "schedule.milestones schedule.name"),
@@ -104,6 +106,7 @@ def test_what_is_near_a_conflict_is_fine():
     assert found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False)) == []
     assert found(schedule=ScheduleConfig(name="step", milestones=("1ep",)), name="a.b") == []
     assert found(data=DataConfig(small_size=31, small_until="1step")) == []
+    assert found(data=DataConfig(cutmix=1, randaugment=(2, 9), loader="streaming")) == []
 
 
 def test_yaml_and_dict_round_trip(tmp_path):
@@ -130,7 +133,7 @@ def test_every_key_is_documented_with_its_type_and_default():
     for key, (kind, _, text) in documented.items():
         value_at(Config(), key)
         assert text.strip()
-        assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]"), key
+        assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]", "[number, strength]"), key
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["schedule.milestones"][0] == "durations"
     assert documented["optim.name"][:2] == ("sgd|adam|adamw|muon", "sgd")

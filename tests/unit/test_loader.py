@@ -5,8 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst, keyed
+from distcnn.data.augment import Augment, Normalize, SmallAtFirst
+from distcnn.data.keyed import keyed
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
+from distcnn.data.mix import Mix
+from distcnn.data.randaugment import RandAugment
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet
 
@@ -39,10 +42,14 @@ def same(a, b):
     return fields and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
-AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect"), Augment("alternating")]
+MIXUP, CUTMIX = Mix("mixup", 0.4, 3), Mix("cutmix", 1.0, 3)
+AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect"), Augment("alternating"),
+            Augment(mix=MIXUP), Augment(True, 2, mix=CUTMIX)]  # fmt: skip
 
 
-@pytest.mark.parametrize("augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect", "alternating"])
+@pytest.mark.parametrize(
+    "augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect", "alternating", "mixup", "cutmix"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
     resident, streaming = (loader(workers, augment, dtype=dtype) for workers in (None, 0))
@@ -59,10 +66,14 @@ def test_workers_change_nothing_and_serve_several_epochs():
         assert all(same(a, b) for a, b in zip(resident.epoch(epoch, first), streaming.epoch(epoch, first), strict=True))
 
 
-@pytest.mark.parametrize("workers", [None, 0])
-def test_batches_do_not_depend_on_the_world_size(workers):
+@pytest.mark.parametrize(
+    ("workers", "augment"),
+    [(None, AUGMENTS[2]), (0, AUGMENTS[2]), (None, Augment(mix=CUTMIX)), (0, Augment(randaugment=RandAugment(2, 15)))],
+    ids=["resident", "streaming", "cutmix", "randaugment"],
+)
+def test_batches_do_not_depend_on_the_world_size(workers, augment):
     def batches(world):
-        dealt = [list(loader(workers, AUGMENTS[2], rank, world).epoch(1)) for rank in range(world)]
+        dealt = [list(loader(workers, augment, rank, world).epoch(1)) for rank in range(world)]
         return {b.seed: b for one in dealt for b in one if b.share}
 
     alone = batches(1)
@@ -136,6 +147,23 @@ def test_small_images_do_not_depend_on_the_world_size_and_are_not_evaluated():
     assert all(torch.equal(alone[seed], shared[seed]) for seed in alone)
     preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, 6, 5, CPU))
     assert {images.shape[-1] for _, images, _ in evaluation_stream(data(), 9, preprocess)} == {SIZE}
+
+
+@pytest.mark.parametrize("mix", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
+def test_images_and_labels_are_mixed_within_a_micro_batch(mix):
+    (mixed, *_), (plain, *_) = loader(None, Augment(mix=mix)).epoch(0), loader().epoch(0)
+    draws = Augment(mix=mix).draw(5, 0, np.arange(3), np.arange(3), SIZE, SIZE)
+    images = mix.images(plain.images.permute(0, 2, 3, 1), draws).permute(0, 3, 1, 2)
+    assert torch.equal(mixed.images, images)
+    assert not torch.equal(mixed.images, plain.images)
+    assert torch.equal(mixed.labels, mix.targets(plain.labels, draws, SIZE, SIZE))
+
+
+def test_randaugment_follows_the_place_in_the_epoch_not_the_worker():
+    augment = Augment(True, randaugment=RandAugment(2, 15))
+    inline, plain = list(loader(0, augment).epoch(1)), list(loader(0, Augment(True)).epoch(1))
+    assert all(same(a, b) for a, b in zip(inline, loader(2, augment).epoch(1), strict=True))
+    assert not all(torch.equal(a.images, b.images) for a, b in zip(inline, plain, strict=True))
 
 
 def test_cutout_leaves_the_mean_colour():

@@ -1,0 +1,79 @@
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): some operations, drawn for each image, at one common strength."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distcnn.data.keyed import keyed, uniform
+
+# The paper's fourteen. The last eight have a direction, or strengthen as well as weaken: drawn as a sign.
+OPERATIONS = (
+    "identity", "autocontrast", "equalize", "posterize", "solarize", "rotate", "color", "contrast", "brightness",
+    "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
+)  # fmt: skip
+STRONGEST = 30
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`num` operations one after the other, all of `magnitude` in 0…30; ranges as in torchvision's RandAugment.
+
+    Images that drew the same operation go through it together.
+    """
+
+    num: int
+    magnitude: int
+
+    def draw(self, key: int, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[num, n] operations' numbers, [num, n] signs (1 or -1), for [n] positions of the epoch of that key."""
+        keys = [keyed(key, 1, i) for i in range(self.num)]
+        operations = [np.floor(uniform(one, positions, 0) * len(OPERATIONS)) for one in keys]
+        signs = [np.where(uniform(one, positions, 1) < 0.5, 1, -1) for one in keys]
+        return np.stack(operations).astype(np.int64), np.stack(signs)
+
+    def __call__(self, images: Tensor, key: int, positions: NDArray[np.int64]) -> Tensor:
+        """Images [n, H, W, 3] uint8, on the CPU, in the key's epoch → the same shape."""
+        images = images.permute(0, 3, 1, 2).clone()  # [n, 3, H, W]
+        for operations, signs in zip(*self.draw(key, positions), strict=True):
+            for number, name in enumerate(OPERATIONS):
+                for sign in (1, -1):
+                    rows = torch.from_numpy(np.flatnonzero((operations == number) & (signs == sign)))
+                    if len(rows):
+                        images[rows] = apply(name, images[rows], sign * self.magnitude / STRONGEST)
+        return images.permute(0, 2, 3, 1).contiguous()
+
+
+def apply(name: str, images: Tensor, strength: float) -> Tensor:
+    """One operation on [n, 3, H, W] uint8; strength in -1…1, of which some take the amount alone. Gaps are black."""
+    from torchvision.transforms.v2 import functional as V  # late: it takes a second
+
+    def moved(x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0) -> Tensor:
+        shear, offset = [float(np.degrees(np.arctan(s))) for s in (shear_x, shear_y)], [int(x), int(y)]
+        # Sheared about the upper left corner, as PIL does it.
+        center = [0.0, 0.0] if shear_x or shear_y else None
+        out: Tensor = V.affine(images, angle=0.0, translate=offset, scale=1.0, shear=shear, center=center)
+        return out
+
+    amount, (height, width) = abs(strength), images.shape[-2:]
+    operations: dict[str, Callable[[], Tensor]] = {
+        "identity": lambda: images,
+        "autocontrast": lambda: V.autocontrast(images),
+        "equalize": lambda: V.equalize(images),
+        "posterize": lambda: V.posterize(images, 8 - round(4 * amount)),
+        "solarize": lambda: V.solarize(images, 255 * (1 - amount)),
+        "rotate": lambda: V.rotate(images, 30 * strength),
+        "color": lambda: V.adjust_saturation(images, 1 + 0.9 * strength),
+        "contrast": lambda: V.adjust_contrast(images, 1 + 0.9 * strength),
+        "brightness": lambda: V.adjust_brightness(images, 1 + 0.9 * strength),
+        "sharpness": lambda: V.adjust_sharpness(images, 1 + 0.9 * strength),
+        "shear_x": lambda: moved(shear_x=0.3 * strength),
+        "shear_y": lambda: moved(shear_y=0.3 * strength),
+        "translate_x": lambda: moved(x=150 / 331 * width * strength),
+        "translate_y": lambda: moved(y=150 / 331 * height * strength),
+    }
+    out: Tensor = operations[name]()
+    return out
