@@ -4,7 +4,7 @@ Both give the same samples and the same pixels, in the same order.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +129,14 @@ class StreamingLoader:
     def __init__(self, data: ImageSet, sampler: MicroBatchSampler, preprocess: Preprocess, seed: int, workers: int):
         self.sampler, self.preprocess, self.seed = sampler, preprocess, seed
         self.requests = _Requests(sampler)
+        cuda = preprocess.device.type == "cuda"
+        self.side = torch.cuda.Stream(preprocess.device) if cuda else None  # type: ignore[no-untyped-call]
         self.loader: DataLoader[Any] = DataLoader(
             _AugmentedImages(data, preprocess.augment, seed),
             sampler=self.requests,
             batch_size=None,  # a request is a whole micro-batch already
             num_workers=workers,
-            pin_memory=preprocess.device.type == "cuda",
+            pin_memory=cuda,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_group,
             generator=torch.Generator(),  # its own: a worker's base seed is not drawn from the global one
@@ -144,9 +146,30 @@ class StreamingLoader:
         """This rank's micro-batches of an epoch, from a step on."""
         self.sampler.set_epoch(epoch, first_step)
         pre = self.preprocess
-        for (images, labels, draws), micro in zip(self.loader, self.sampler.micro_batches(), strict=True):
-            images, labels, draws = (x.to(pre.device, non_blocking=True) for x in (images, labels, draws))
+        copied = _copied(self.loader, pre.device, self.side)
+        for (images, labels, draws), micro in zip(copied, self.sampler.micro_batches(), strict=True):
             yield pre.batch(images, labels, draws, self.sampler, micro, self.seed)
+
+
+def _copied(
+    batches: Iterable[Sequence[Tensor]], device: torch.device, side: torch.cuda.Stream | None
+) -> Iterator[Sequence[Tensor]]:
+    """Batches of pinned tensors → on the device; on CUDA in the stream `side`, while the batch before computes.
+
+    The host never waits for the GPU, so it asks for a batch long before the last one is computed. A copy put into the
+    same stream would still wait for that; in a stream of its own it does not.
+    """
+    if side is None:
+        yield from batches
+        return
+    for batch in batches:
+        with torch.cuda.stream(side):
+            copies = [tensor.to(device, non_blocking=True) for tensor in batch]
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
+        for tensor in copies:
+            tensor.record_stream(current)  # its memory is `side`'s, to be reused only when `current` is done with it
+        yield copies
 
 
 def _leave_group(_: int) -> None:

@@ -1,5 +1,7 @@
 """Resident and streaming batches: the same bits in the same order, whatever the rank, the worker or the start."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 
 from distcnn.data.augment import Augment, Normalize, SmallAtFirst
 from distcnn.data.keyed import keyed
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
+from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, _copied, evaluation_stream
 from distcnn.data.mix import Mix
 from distcnn.data.randaugment import RandAugment
 from distcnn.data.samplers import MicroBatchSampler
@@ -175,6 +177,40 @@ def test_cutout_leaves_the_mean_colour():
     )
     (plain, *_) = loader().epoch(0)
     assert torch.equal(first.images, plain.images.masked_fill(mask, 0))
+
+
+def test_streamed_batches_are_copied_by_a_stream_of_their_own(monkeypatch):
+    """The order of calls on CUDA, of which there is none here: copied beside the computation, which waits for it."""
+    calls = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+    class Tensor:
+        def to(self, device, non_blocking):
+            calls.append(f"copy to {device.type} in {current[-1].name}, non_blocking={non_blocking}")
+            return self
+
+        def record_stream(self, stream):
+            calls.append(f"kept for {stream.name}")
+
+    @contextmanager
+    def stream(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    current = [Stream("main")]
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    for _ in _copied([[Tensor()], [Tensor()]], torch.device("cuda", 0), Stream("side")):
+        calls.append(f"used in {current[-1].name}")
+    one = ["copy to cuda in side, non_blocking=True", "main waits for side", "kept for main", "used in main"]
+    assert calls == one * 2
 
 
 def test_the_global_generators_are_left_alone():
