@@ -61,20 +61,20 @@ def training(optim, precision, make_loader):
     data = ImageSet(rng.integers(0, 256, (80, 16, 16, 3), np.uint8), rng.integers(0, 3, 80), ("a", "b", "c"))
     sampler = MicroBatchSampler(80, batch_size=20, micro_batch=10)
     augment = Augment("alternating", 2, "zeros", 4, Mix("cutmix", 1.0, 3))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     preprocess = Preprocess(
         Normalize((0.5,) * 3, (0.25,) * 3), CPU, augment, dtype=dtype, small=SmallAtFirst(16, 12, 2, CPU)
     )
     model = build_model("resnet9", 3, 16, {"width": 4})
     optimizer = make_optimizer(model, OptimConfig(name=optim, weight_decay=1e-3), 0.01)
     engine = DDPEngine(model, optimizer, CPU, precision, clip_norm=1.0, micro_batches=2)
-    running, watch = RunningStatistics(model, 2), Watchdog(World(), None, 60, print)
+    running, watch = RunningStatistics(engine.computed, 2), Watchdog(World(), None, 60, print)
     batches = make_loader(data, sampler, preprocess).epoch(0)
     return lambda: train_step(engine, batches, running, 0.01, 0.1, watch)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optim", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-master"])
+@pytest.mark.parametrize("optim", ["sgd", "adam", "adamw", "muon"])
 def test_steps_read_nothing(optim, precision, monkeypatch):
     step = training(optim, precision, lambda *parts: ResidentLoader(*parts, seed=0))
     step()  # the order and the draws of the epoch are made on the host, and the optimizer's state
