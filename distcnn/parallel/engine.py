@@ -1,6 +1,7 @@
 """What a step needs of whatever wraps the model: the protocol of the engines, and the arithmetic they share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class GradientSums:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         exact = kind == "fp64" and micro_batches > 2
         self.sums = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.trained} if exact else {}
+        self.enter: Callable[[str], None] = lambda _: None  # is told when an exchange begins, and when it goes on alone
 
     def keep(self) -> None:
         """Move the gradients of a micro-batch into the sums."""
@@ -43,7 +45,17 @@ class GradientSums:
 
     @torch.no_grad()
     def exchange(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean)."""
+        """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean).
+
+        The rest of the backward hides it, but for the last bucket, after which the backward only waits.
+        """
+        self.enter("gradient sync")
+        done = self._begin_exchange(bucket)
+        if not bucket.is_last():
+            self.enter("backward")
+        return done
+
+    def _begin_exchange(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         buffer = bucket.buffer()
         if not self.sums:
             return dist.all_reduce(buffer, async_op=True).get_future().then(lambda _: buffer)
