@@ -177,14 +177,14 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, se
     best, begun = float("inf"), time.perf_counter()
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    for i in itertools.count():
+    for i in range(repeats + 1):
         _wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         _wait(device)
         if i > 0:  # the first one only warms up
             best = min(best, time.perf_counter() - start)
-        if i > 1 and (i > repeats or time.perf_counter() - begun > seconds):
+        if i > 1 and time.perf_counter() - begun > seconds:
             break
     torch.backends.cuda.matmul.allow_tf32 = before
     return float(sum_ranks(torch.tensor(2 * n**3 / best, dtype=torch.float64, device=device)))

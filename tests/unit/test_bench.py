@@ -90,7 +90,7 @@ def test_rates_are_images_over_whole_steps():
 
 
 def test_the_peak_is_that_of_the_best_product(monkeypatch):
-    clock = iter([0.0, 0, 9, 9, 13, 13, 15, 15, 20, 20, 99])  # begun; start and end of a warm-up and of the others
+    clock = iter([0.0, 0, 9, 13, 13, 15, 15])  # begun; start of a warm-up; start and end of two more; the time so far
     monkeypatch.setattr("distcnn.tools.measure.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch, "mm", lambda a, b, out: out)
     assert gemm_peak(CPU, torch.float32, repeats=2, seconds=100) == 2 * 2048**3 / 2
@@ -98,14 +98,10 @@ def test_the_peak_is_that_of_the_best_product(monkeypatch):
 
 @pytest.mark.parametrize(
     ("share", "sizes"),
-    [(2000, [16, 25, 40, 80, 125, 200, 400, 1000, 2000]), (128, [16, 32, 64, 128]), (12, [12]), (97, [97])],
+    [(2000, [16, 25, 50, 80, 125, 250, 500, 1000, 2000]), (128, [16, 32, 64, 128]), (12, [12]), (97, [97])],
 )
 def test_micro_batch_sizes_divide_and_are_apart(share, sizes):
-    found = micro_batch_sizes(share)
-    assert found[-1] == share
-    assert all(share % size == 0 for size in found)
-    assert all(b >= 1.5 * a for a, b in zip(found, found[1:], strict=False))
-    assert found[0] == sizes[0] or share % found[0] == 0
+    assert micro_batch_sizes(share) == sizes
 
 
 class LosesForward(nn.Module):
@@ -132,10 +128,10 @@ class LosesUnnamed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.relu = nn.ReLU()
+        self.gelu = nn.GELU()
 
     def forward(self, x):
-        return self.relu(x.contiguous())
+        return self.gelu(x.contiguous())
 
 
 def audited(model, precision="fp32", size=32):
@@ -152,7 +148,7 @@ def audited(model, precision="fp32", size=32):
     [
         (LosesForward(), ["1 (LosesForward), in forward: NHWC becomes NCHW"]),
         (LosesBackward(), ["1 (LosesBackward), in backward: NHWC becomes NCHW"]),
-        (LosesUnnamed(), ["before 1.relu (ReLU), in forward: its input comes as NCHW"]),
+        (LosesUnnamed(), ["before 1.gelu (GELU), in forward: its input comes as NCHW"]),
         (nn.Identity(), []),
     ],
     ids=["forward", "backward", "between", "none"],
@@ -197,7 +193,7 @@ def test_the_command_prints_tables_and_json_and_writes_nothing(synthetic, tmp_pa
     assert found["layout_lost"] == []
     assert found["phases"]["gradient sync"]["s"] == 0
     tried = found["micro_batches"]
-    assert list(tried) == ["16", "20", "24", "40", "80", "120", "240"]
+    assert list(tried) == ["20", "30", "48", "80", "120", "240"]
     assert tried[str(found["fastest_micro_batch"])]["median"] == max(one["median"] for one in tried.values())
     assert f"fastest: --train.micro_batch {found['fastest_micro_batch']}" in outcome.out
     assert "kept by every layer" in outcome.out
@@ -207,22 +203,23 @@ def test_the_command_prints_tables_and_json_and_writes_nothing(synthetic, tmp_pa
 def test_two_ranks_share_the_work_and_one_speaks(synthetic):
     """resnet9 has gradients and BatchNorm statistics to exchange."""
     model = ["--model.name", "resnet9", "--model.args", "{width: 8}", "--train.threads", "1"]
-    single, double = (
-        run_torchrun(["bench", "step", synthetic, "--steps", "2", "--json", *model], ranks) for ranks in (1, 2)
-    )
-    assert single.codes == double.codes == [0], double.err
-    one = checked(json.loads(single.out.splitlines()[-1]), ranks=1, images=240)
-    two = checked(json.loads(double.out.splitlines()[-1]), ranks=2, images=240)
-    assert two["step_flops"] == one["step_flops"]
-    assert two["phases"]["gradient sync"]["s"] > 0
-    assert double.out.count("images/s") == 1
+    outcome = run_torchrun(["bench", "step", synthetic, "--steps", "2", "--json", *model], 2)
+    assert outcome.codes == [0], outcome.err
+    found = checked(json.loads(outcome.out.splitlines()[-1]), ranks=2, images=240)
+    assert found["phases"]["gradient sync"]["s"] > 0
+    assert outcome.out.count("images/s") == 1
+    config = Settings().read_yaml(synthetic).read_arguments(model).check(1)
+    steps = Steps(config, World(), prepare(config, World()), StopRequest())
+    assert found["step_flops"] == count_flops(steps, steps.batches())
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--steps", "0", "--optim.lrr", "1"], ["--steps 0", "should be 1 or more", "did you mean optim.lr?"]),
-        (["--warmup", "-1"], ["--warmup -1", "should be 0 or more"]),
+        (
+            ["--steps", "0", "--warmup", "-1", "--optim.lrr", "1"],
+            ["--steps 0", "--warmup -1: should be 0 or more", "did you mean optim.lr?"],
+        ),
         (["--train.batch_size", "501", "--train.micro_batch", "1"], ["500 training images do not fill one"]),
         (["--micro-batches", "--model.compile", "true"], ["--micro-batches", "compiled anew"]),
         (["--steps", "many"], ["invalid int value: 'many'"]),
