@@ -34,6 +34,7 @@ EPILOG = """examples:
   distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR --train.duration 5ep
   torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
   distcnn evaluate runs/simple_cnn
+  distcnn bench step configs/cifar10_cnn.yaml
   distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
 
 exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal and worth starting again, 130 interrupted
@@ -162,6 +163,13 @@ def _slurm(rest: list[str]) -> int:
     return EXIT_OK
 
 
+def _bench(rest: list[str]) -> int:
+    from distcnn.tools.bench import run
+
+    run(rest)
+    return EXIT_OK
+
+
 def _print_keys() -> None:
     from distcnn.parse import documented_keys
 
@@ -227,6 +235,7 @@ def _weight(code: str) -> int:
 COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
     "train": ("CONFIG.yaml", "train and evaluate as a YAML file says", _train),
     "evaluate": ("RUN_OR_CHECKPOINT", "evaluate a run's newest checkpoint, or a given one", _evaluate),
+    "bench": ("step CONFIG.yaml", "measure a run's training step, and the machine's best", _bench),
     "slurm": ("CONFIG.yaml", "write and submit a batch script for a run", _slurm),
 }
 

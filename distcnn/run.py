@@ -133,6 +133,34 @@ def prepare(config: Config, world: World) -> Parts:
     )  # fmt: skip
 
 
+def check_alike(config: Config, world: World, plan: Plan, step: int = 0) -> None:
+    """Raise on all ranks if they have come for different runs; devices and threads may differ."""
+    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
+    check_same({key: own[key] for key in own if key not in ("device", "threads")})
+
+
+def make_engine(config: Config, world: World, parts: Parts) -> Engine:
+    """What carries a loss to an update; inside the process group, where there are other ranks."""
+    return engine_of(config, world)(
+        parts.model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
+        gradient_sum=config.train.gradient_sum, micro_batches=parts.plan.accumulation * parts.plan.world_size,
+    )  # fmt: skip
+
+
+def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | StreamingLoader:
+    """This rank's training batches."""
+    plan, data = parts.plan, config.data
+    augment = _augment(data, len(parts.train_data.classes))
+    preprocess = _preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
+    sampler = MicroBatchSampler(
+        plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
+        world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
+    )  # fmt: skip
+    if data.loader == "resident":
+        return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
+    return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, data.workers)
+
+
 def train(config: Config, world: World, stop: StopRequest | None = None) -> Result:
     """Train as configured; on every rank alike.
 
@@ -146,14 +174,10 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         ExitStack() as held,
     ):
         step = parts.saved["state"]["step"] if parts.saved else 0
-        own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
-        check_same({key: own[key] for key in own if key not in ("device", "threads")})
+        check_alike(config, world, plan, step)
         folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
-        engine = engine_of(config, world)(
-            model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
-            gradient_sum=config.train.gradient_sum, micro_batches=plan.accumulation * plan.world_size,
-        )  # fmt: skip
+        engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
         state = TrainState()
         if parts.saved:
             try:
@@ -164,8 +188,6 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         averages = Averages(model, config.train)
         if parts.saved:
             averages.load_state_dict(parts.saved["averages"])
-        augment = _augment(config.data, len(parts.train_data.classes))
-        preprocess = _preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
         described = _described(config, parts)
         watch = Watchdog(world, store, config.train.timeout, stop.end)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
@@ -181,7 +203,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         def evaluate_test() -> Evaluation:
             with averages.in_place():
-                return _evaluate_on(model, parts.test_data, config, preprocess, world, watch)
+                return _evaluate_on(model, parts.test_data, config, loader.preprocess, world, watch)
 
         def save(state: TrainState, best: bool, wait: bool) -> str:
             if world.is_main:
@@ -196,7 +218,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         try:
             with watch:
                 evaluation = fit(
-                    engine, _loader(config, world, parts, preprocess), plan, parts.schedule, state, trackers.log,
+                    engine, loader, plan, parts.schedule, state, trackers.log,
                     evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
                     averages=averages,
                     label_smoothing=config.train.label_smoothing, log_every=config.tracking.log_every,
@@ -295,17 +317,6 @@ def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
         return None
     steps = to_steps(data.small_until, plan.batch_size, plan.steps_per_epoch)
     return SmallAtFirst(parts.train_data.images.shape[1], data.small_size, steps, parts.device)
-
-
-def _loader(config: Config, world: World, parts: Parts, preprocess: Preprocess) -> ResidentLoader | StreamingLoader:
-    plan = parts.plan
-    sampler = MicroBatchSampler(
-        plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
-        world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
-    )  # fmt: skip
-    if config.data.loader == "resident":
-        return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
-    return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, config.data.workers)
 
 
 def _described(config: Config, parts: Parts) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class GradientSums:
         pairs = zip(computed.parameters(), model.parameters(), strict=True)
         self.masters = {p: master for p, master in pairs if p.requires_grad and (exact or p.dtype != master.dtype)}
         self.sums = {p: torch.zeros_like(p, dtype=dtype) for p in self.masters}
+        self.enter: Callable[[str], None] = lambda _: None  # is told when an exchange begins, and when it goes on alone
 
     def keep(self) -> None:
         """Move the gradients of a micro-batch into the sums."""
@@ -62,7 +64,17 @@ class GradientSums:
 
     @torch.no_grad()
     def exchange(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean)."""
+        """DDP's communication hook: the sum of a bucket over the ranks (by default it would be the mean).
+
+        The rest of the backward hides it, but for the last bucket, after which the backward only waits.
+        """
+        self.enter("gradient sync")
+        done = self._begin_exchange(bucket)
+        if not bucket.is_last():
+            self.enter("backward")
+        return done
+
+    def _begin_exchange(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         buffer: Tensor = bucket.buffer()
         parameters = bucket.parameters()
         if parameters[0] not in self.sums:  # a bucket is of one dtype

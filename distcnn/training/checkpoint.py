@@ -38,16 +38,26 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
+        # Before and after: a kill in between leaves something, but several kills leave no more than one.
+        self._clean(step)
         with whole_file(path) as partial:
             torch.save({"format": FORMAT, **state}, partial)
             _seal(partial)
         if best:
             with whole_file(self.folder / "best.pt") as partial:
                 _link(path, partial)
-        # Damaged ones of later steps, from before a resume, neither count nor are touched.
+        self._clean(step)
+        return path
+
+    def _clean(self, step: int) -> None:
+        """Remove what is beyond `keep` up to that step, and what kills have left half-written.
+
+        Damaged ones of later steps, from before a resume, neither count nor are touched.
+        """
         for old in [path for path in self.all() if _step(path) <= step][self.keep :]:
             old.unlink(missing_ok=True)
-        return path
+        for partial in self.folder.glob("*.partial"):
+            partial.unlink(missing_ok=True)
 
     def all(self) -> list[Path]:
         """The step checkpoints, newest first, whole or not."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,13 @@ class TrainState:
     step: int = 0  # optimizer steps done
     best_accuracy: float = -1.0
     best_step: int = 0
+
+
+class Watch(Protocol):
+    """Is told what a step does next: a Watchdog, or a stopwatch."""
+
+    def enter(self, phase: str) -> None:
+        """Something else begins."""
 
 
 def fit(
@@ -111,9 +119,10 @@ def train_step(
     running: RunningStatistics,
     lr: float,
     label_smoothing: float,
-    watch: Watchdog,
+    watch: Watch,
 ) -> torch.Tensor:
     """One update from one global batch. Returns this rank's part of its mean loss, [] float32, on the device."""
+    engine.sums.enter = watch.enter  # gradients are exchanged in the midst of a backward
     loss_part = torch.zeros((), device=engine.device)
     engine.begin()
     watch.enter("data")
@@ -127,13 +136,14 @@ def train_step(
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.share
             watch.enter("backward")
             engine.backward(loss, sync=batch.last)
+        watch.enter("statistics")
         running.add(batch.share)
         loss_part += loss.detach()
         if batch.last:
             break
         watch.enter("data")
-    watch.enter("optimizer")
     running.end()
+    watch.enter("optimizer")
     set_rate(engine.optimizer, lr)
     engine.step()
     return loss_part

@@ -73,8 +73,8 @@ def test_the_newest_are_kept_and_the_best_outlives_its_step(tmp_path):
 
 
 def test_only_checkpoints_are_counted_and_removed(tmp_path):
-    others = ["step-00000001.pt.partial", "step-1.pt", "step-00000001x.pt", "notes.txt"]
-    for name in others:
+    others = ["step-1.pt", "step-00000001x.pt", "notes.txt"]
+    for name in [*others, "step-00000001.pt.partial"]:  # the last one a kill has left
         (tmp_path / name).touch()
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state(), 2, best=False)
@@ -250,3 +250,15 @@ def test_compressed_records_are_refused(tmp_path):
     assert is_whole(path)
     with pytest.raises(BadInput, match="compressed"):
         load(path)
+
+
+def test_what_kills_leave_does_not_add_up(tmp_path, monkeypatch):
+    """Each life dies after its first save and before it has cleaned up, in the midst of the next one, at other steps."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 20, 3):
+        cleans = iter([checkpoints._clean, lambda _: None])
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "_clean", lambda step, cleans=cleans: next(cleans)(step))
+            checkpoints.save(state(step), step, best=False)
+        (tmp_path / f"step-{step + 1:08d}.pt.partial").write_bytes(b"half")
+    assert len(list(tmp_path.iterdir())) == 3 + 1
