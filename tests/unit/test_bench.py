@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import run_ranks, run_torchrun
 from torch import nn
+from torchvision.ops import Permute
 
 from distcnn.models import MODELS, build_model
 from distcnn.parallel.signals import StopRequest
@@ -150,8 +151,9 @@ def audited(model, precision="fp32", size=32):
         (LosesBackward(), ["1 (LosesBackward), in backward: NHWC becomes NCHW"]),
         (LosesUnnamed(), ["before 1.gelu (GELU), in forward: its input comes as NCHW"]),
         (nn.Identity(), []),
+        (nn.Sequential(Permute([0, 2, 3, 1]), nn.LayerNorm(8), nn.Linear(8, 8), Permute([0, 3, 1, 2])), []),
     ],
-    ids=["forward", "backward", "between", "none"],
+    ids=["forward", "backward", "between", "none", "permuted"],
 )
 def test_the_audit_names_the_layer_that_loses_the_layout(layer, said):
     """And neither what comes after it, nor a pooling to 1×1, nor a permutation, which moves nothing."""
