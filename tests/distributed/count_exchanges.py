@@ -17,6 +17,7 @@ from distcnn.parallel.world import World, world_from
 from distcnn.parse import Settings
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
+from distcnn.training.optim import make_optimizer
 
 world = world_from(os.environ)
 config: Config = Settings().read_arguments(["--data.source", "synthetic", "--data.image_size", "16"]).check(world.size)
@@ -24,7 +25,7 @@ torch.set_num_threads(1)
 with process_group(world, cuda=False, timeout_s=60):
     torch.manual_seed(0)
     model = build_model("simple_cnn", 10, 16)
-    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.device("cpu"), micro_batches=12)
+    engine = DDPEngine(model, make_optimizer(model, config.optim, 0.1), torch.device("cpu"), micro_batches=12)
     parameters = sum(p.numel() for p in model.parameters())
     exchanged = 0
     all_reduce = torch.distributed.all_reduce
