@@ -126,7 +126,9 @@ class ModelConfig:
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
     channels_last: bool = Field(default=True, description="NHWC memory layout")
-    compile: bool = Field(default=False, description="torch.compile")
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        default=False, description="torch.compile, in one of its modes; reduce-overhead: CUDA graphs"
+    )
     sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all ranks (CUDA only)")
 
 
@@ -333,6 +335,8 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("schedule.milestones", "schedule.name"), f"used by the step schedule, not by {schedule.name}"
     if schedule.name == "onecycle" and parse_duration(schedule.warmup)[0] > 0:
         yield ("schedule.warmup", "schedule.name"), "onecycle has its own warm-up: set schedule.rise instead"
+    if config.optim.fixed_norm and config.optim.name != "muon":
+        yield ("optim.fixed_norm", "optim.name"), f"is muon's way of scaling filters; {config.optim.name} has none"
     if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
         yield ("optim.nesterov", "optim.momentum"), "Nesterov's momentum needs a momentum above 0"
     if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):

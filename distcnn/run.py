@@ -126,7 +126,7 @@ def prepare(config: Config, world: World) -> Parts:
     saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    model = _place(model, config, device, compile=config.model.compile and not foreign)
+    model = _place(model, config, device, compile=False if foreign else config.model.compile)
     return Parts(
         device, train_data, test_data, normalize, model,
         make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
@@ -330,7 +330,7 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
+def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool | str) -> nn.Module:
     """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
     if config.model.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -338,7 +338,7 @@ def _place(model: nn.Module, config: Config, device: torch.device, *, compile: b
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compile:
-        model.compile()
+        model.compile(mode=None if compile is True else compile)
     return model
 
 
