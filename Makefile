@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slurm chaos packages lint clean
+.PHONY: train test test-slurm chaos bench packages lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -25,6 +25,15 @@ TRIALS ?= 200
 SEED ?= 0
 chaos: .venv/.lint
 	$(BIN)/python tests/chaos.py --trials $(TRIALS) --seed $(SEED) --out docs/chaos.md
+
+# Beside what else one would take, on an image folder DIR: about two hours on 2 cores. Parts: python -m benchmarks.peers …
+N ?= 5
+bench: .venv/.bench
+	@test -n '$(DIR)' || { echo 'usage: make bench DIR=... (an image folder with train/<class>/ and test/<class>/)'; exit 2; }
+	$(BIN)/python -m benchmarks.pipeline '$(DIR)' --n $(N)
+	$(BIN)/python -m benchmarks.overhead '$(DIR)' --n $(N)
+	$(BIN)/python -m benchmarks.peers '$(DIR)' --n $(N)
+	$(BIN)/python -m benchmarks.report
 
 # What the tests of Slurm, mpirun and two hosts need (Debian); without it they are skipped.
 packages:
