@@ -127,14 +127,9 @@ def _train(rest: list[str]) -> int:
     with catching_signals(_end_at_once) as stop:
         world = world_from(os.environ)
         settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
-        from distcnn.parallel.engine_accelerate import defaults
-        from distcnn.run import environment_problems, train
+        from distcnn.run import checked, train
 
-        if world.launcher == "accelerate":
-            for key, value in defaults(os.environ).items():
-                settings.default(key, value)
-        config = settings.check(world.size, lambda config: environment_problems(config, world))
-        train(config, world, stop)
+        train(checked(settings, world), world, stop)
     return EXIT_OK
 
 

@@ -77,7 +77,7 @@ class DataConfig:
         default=0,
         ge=0,
         description="keep so many training images (a fixed random subset) out, to be evaluated in "
-        "place of the test images",
+        "place of the test images; all are read into memory",
     )
     synthetic_train: Int = Field(default=2048, ge=1, description="synthetic: number of training images")
     synthetic_test: Int = Field(default=512, ge=1, description="synthetic: number of test images")
@@ -126,9 +126,7 @@ class ModelConfig:
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
     channels_last: bool = Field(default=True, description="NHWC memory layout")
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
-        default=False, description="torch.compile, in one of its modes; reduce-overhead: CUDA graphs"
-    )
+    compile: bool = Field(default=False, description="torch.compile")
     sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all ranks (CUDA only)")
 
 
@@ -155,7 +153,9 @@ class OptimConfig:
     eps: Float = Field(default=1e-8, gt=0, description="adam, adamw")
     weight_decay: Float = Field(default=0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw, muon)")
     fixed_norm: bool = Field(
-        default=False, description="muon: keep each filter bank's norm at √filters, if BatchNorm follows each of them"
+        default=False,
+        description="muon: scale each filter bank to the norm √filters before a step, which makes decay void; for "
+        "networks with BatchNorm after each convolution",
     )
 
 
@@ -201,7 +201,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     tf32: bool = Field(default=False, description="CUDA: fp32 products with 10-bit mantissas, several times as fast")
     deterministic: bool = Field(
-        default=True, description="CUDA: the same bits at every run; false: cuDNN's fastest algorithms, found by trying"
+        default=True, description="CUDA: cuDNN's deterministic algorithms; false: its fastest, found by trying"
     )
     threads: Int | None = Field(
         default=None, ge=1, description="CPU threads a rank; default: cores / ranks on this node"
@@ -335,6 +335,12 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("schedule.milestones", "schedule.name"), f"used by the step schedule, not by {schedule.name}"
     if schedule.name == "onecycle" and parse_duration(schedule.warmup)[0] > 0:
         yield ("schedule.warmup", "schedule.name"), "onecycle has its own warm-up: set schedule.rise instead"
+    if config.optim.name == "muon" and not config.optim.nesterov:
+        yield ("optim.nesterov", "optim.name"), "muon's momentum is Nesterov's"
+    if config.optim.name == "muon" and train.precision == "fp16":
+        yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
+    if train.tf32 and train.device == "cpu":
+        yield ("train.tf32", "train.device"), "TF32 is a format of CUDA devices"
     if config.optim.fixed_norm and config.optim.name != "muon":
         yield ("optim.fixed_norm", "optim.name"), f"is muon's way of scaling filters; {config.optim.name} has none"
     if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:

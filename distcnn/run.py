@@ -34,7 +34,7 @@ from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
-from distcnn.parse import saved_settings, to_dict, to_yaml
+from distcnn.parse import Settings, saved_settings, to_dict, to_yaml
 from distcnn.records import event
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
@@ -49,7 +49,7 @@ from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan, to_steps
 from distcnn.training.saver import Saver
 
-INIT_IMAGES = 5000  # so many of the training images a model with `init_from_images` sees, at most
+INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,14 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
         yield ("output_dir",), problem
 
 
+def checked(settings: Settings, world: World) -> Config:
+    """A run's settings, with what Accelerate's configuration adds, as a Config that fits this machine."""
+    if world.launcher == "accelerate":
+        for key, value in engine_accelerate.defaults(os.environ).items():
+            settings.default(key, value)
+    return settings.check(world.size, lambda config: environment_problems(config, world))
+
+
 def prepare(config: Config, world: World) -> Parts:
     """Read the data, build the model, do the arithmetic. No collective: raises BadInput on each rank by itself."""
     device, threads = set_up_device(config, world)
@@ -110,7 +118,8 @@ def prepare(config: Config, world: World) -> Parts:
     )
     normalize = _normalize(config, train_data)
     if callable(init := getattr(model, "init_from_images", None)):
-        chosen = train_data.images[:: -(-len(train_data) // INIT_IMAGES)]  # evenly: a folder's are sorted by class
+        # Evenly: a folder's images are sorted by class.
+        chosen = train_data.images[:: -(-len(train_data) * image_size**2 // INIT_PIXELS)]
         init(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
     plan = make_plan(
         config,
@@ -123,10 +132,15 @@ def prepare(config: Config, world: World) -> Parts:
         threads=threads,
     )
     schedule = Schedule(config, plan)
+    if _small_steps(config, plan) >= plan.steps:
+        raise BadInput(
+            f"data.small_until = {config.data.small_until}, train.duration = {config.train.duration}: no step is left "
+            "at full size, at which the images are evaluated"
+        )
     saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    model = _place(model, config, device, compile=False if foreign else config.model.compile)
+    model = _place(model, config, device, compile=config.model.compile and not foreign)
     return Parts(
         device, train_data, test_data, normalize, model,
         make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
@@ -312,11 +326,15 @@ def _augment(data: DataConfig, classes: int) -> Augment:
 
 
 def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
-    data, plan = config.data, parts.plan
-    if data.small_size is None or data.small_until is None:
+    size = config.data.small_size
+    if size is None:
         return None
-    steps = to_steps(data.small_until, plan.batch_size, plan.steps_per_epoch)
-    return SmallAtFirst(parts.train_data.images.shape[1], data.small_size, steps, parts.device)
+    return SmallAtFirst(parts.train_data.images.shape[1], size, _small_steps(config, parts.plan), parts.device)
+
+
+def _small_steps(config: Config, plan: Plan) -> int:
+    until = config.data.small_until
+    return 0 if until is None else to_steps(until, plan.batch_size, plan.steps_per_epoch)
 
 
 def _described(config: Config, parts: Parts) -> dict[str, Any]:
@@ -330,7 +348,7 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool | str) -> nn.Module:
+def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
     """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
     if config.model.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -338,7 +356,7 @@ def _place(model: nn.Module, config: Config, device: torch.device, *, compile: b
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compile:
-        model.compile(mode=None if compile is True else compile)
+        model.compile()
     return model
 
 

@@ -18,7 +18,7 @@ _ALTERNATING = 2**33  # a key beside those of the epochs
 
 @dataclass(frozen=True)
 class Augment:
-    """Flip, padded random crop, cutout and mixing. The neutral values leave the images alone."""
+    """Flip, padded random crop, cutout, mixing and RandAugment. The neutral values leave the images alone."""
 
     flip: bool | Literal["alternating"] = False
     crop_padding: int = 0  # pixels
@@ -29,7 +29,7 @@ class Augment:
 
     @property
     def active(self) -> bool:
-        """Whether any image changes."""
+        """Whether there is anything to draw; RandAugment draws by itself."""
         return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0 or self.mix is not None
 
     def draw(
@@ -44,9 +44,9 @@ class Augment:
         """[n, 5 + k] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
 
         They are: flip, row and column offset of the crop, row and column of the cutout, then those of `mix`, if any.
-        The alternating flip (Jordan
-        2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images in the first epoch, the other half
-        in the next, and so on in turn: two epochs show every image both ways.
+        The alternating flip (Jordan 2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images, drawn by
+        (seed, index), in the first epoch, the other half in the next, and so on in turn: two epochs show every image
+        both ways.
         """
         key = keyed(seed, epoch)
         span = 2 * self.crop_padding + 1

@@ -193,7 +193,7 @@ class _Requests:
 
 
 class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """A request → images [n, H, W, C] uint8, labels [n] int64, draws [n, 5] int64."""
+    """A request → images [n, H, W, C] uint8, labels [n] int64, draws [n, 5 + k] int64."""
 
     def __init__(self, data: ImageSet, augment: Augment, seed: int):
         self.data, self.augment, self.seed = data, augment, seed

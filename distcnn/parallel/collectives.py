@@ -1,6 +1,6 @@
 """The few collectives distcnn needs; the identity where no process group stands. Call each on all ranks or none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,13 @@ def sum_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def broadcast_main(tensors: Sequence[Tensor]) -> None:
+    """Give every rank the values of rank 0, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def stack_ranks(tensor: Tensor) -> Tensor:

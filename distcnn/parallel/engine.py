@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from distcnn.parallel.collectives import broadcast_main
+
 Precision = Literal["fp32", "bf16", "bf16-master", "fp16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,6 +55,7 @@ class GradientSums:
         pairs = zip(computed.parameters(), model.parameters(), strict=True)
         self.masters = {p: master for p, master in pairs if p.requires_grad and (exact or p.dtype != master.dtype)}
         self.sums = {p: torch.zeros_like(p, dtype=dtype) for p in self.masters}
+        self.present: set[nn.Parameter] = set()  # those that had a gradient in this step
         self.enter: Callable[[str], None] = lambda _: None  # is told when an exchange begins, and when it goes on alone
 
     def keep(self) -> None:
@@ -61,6 +64,7 @@ class GradientSums:
             if p.grad is not None:
                 total += p.grad
                 p.grad.zero_()
+                self.present.add(p)
 
     @torch.no_grad()
     def exchange(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -84,6 +88,8 @@ class GradientSums:
         totals = [self.sums[p].as_strided((p.numel(),), (1,)) for p in parameters]
         whole = torch.cat(totals).add_(buffer)  # [elements of the bucket] float64 or float32
 
+        self.present.update(parameters)
+
         def take(_: object) -> Tensor:
             torch._foreach_copy_(totals, torch.split(whole, [p.numel() for p in parameters]))
             return buffer
@@ -92,11 +98,12 @@ class GradientSums:
 
     def round(self) -> None:
         """The sums, rounded once, become the gradients; the next step's begin at zero."""
-        for p, total in self.sums.items():
-            self.masters[p].grad = total.to(self.masters[p].dtype, copy=True)
-            total.zero_()
+        for p in self.present:
             if p is not self.masters[p]:
                 p.grad = None
+            self.masters[p].grad = self.sums[p].to(self.masters[p].dtype, copy=True)
+            self.sums[p].zero_()
+        self.present.clear()
 
 
 class Engine(ABC):
@@ -120,7 +127,11 @@ class Engine(ABC):
     ):
         self.model, self.optimizer, self.device, self.clip_norm = model, optimizer, device, clip_norm
         self.precision: Precision = precision
+        if precision == "bf16-master":
+            broadcast_main([p.data for p in model.parameters()])  # DDP does it for what it wraps: the copy
         self.computed = bf16_copy(model) if precision == "bf16-master" else model
+        both = zip(self.computed.parameters(), model.parameters(), strict=True)
+        self.copied = [(p.data, master.data) for p, master in both if p is not master]
         self.sums = GradientSums(model, self.computed, gradient_sum, micro_batches)
         self.forward = self.wrap()
         self.ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
@@ -143,10 +154,9 @@ class Engine(ABC):
     @torch.no_grad()
     def begin(self) -> None:
         """Begin a step: weights in bfloat16 are made from their masters."""
-        if self.computed is not self.model:
-            for p, master in zip(self.computed.parameters(), self.model.parameters(), strict=True):
-                if p is not master:
-                    p.copy_(master)
+        if self.copied:
+            copies, masters = zip(*self.copied, strict=True)
+            torch._foreach_copy_(copies, masters)
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch's forward and backward: only the last one of a step exchanges gradients."""
@@ -187,5 +197,8 @@ class Engine(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take all of it back; a missing or a foreign part raises."""
         self.model.load_state_dict(state["model"])
+        configured = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(own)  # what is saved of them may be another config's, whose change has been allowed
         self.scaler.load_state_dict(state["scaler"])

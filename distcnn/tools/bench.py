@@ -35,9 +35,9 @@ def run(arguments: list[str]) -> None:
     for name, least in (("steps", 1), ("warmup", 0)):
         if getattr(options, name) < least:
             settings.problems.append(f"--{name} {getattr(options, name)}: should be {least} or more")
-    from distcnn.run import environment_problems
+    from distcnn.run import checked
 
-    config = settings.check(world.size, lambda config: environment_problems(config, world))
+    config = checked(settings, world)
     if options.micro_batches and config.model.compile:
         raise BadInput("--micro-batches, model.compile = true: each size would be compiled anew; try sizes one by one")
     found = measure(config, world, options.steps, options.warmup, micro_batches=options.micro_batches)
@@ -85,7 +85,7 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
         dtypes["fp16"] = torch.float16
     with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout):
         check_alike(config, world, plan)
-        stop = StopRequest()
+        stop = StopRequest()  # hears no signal: it is there for the ranks' exchange, which is a part of a step
         stop.begin(config.train.timeout)
         tried = measured.try_micro_batches(config, world, parts, stop) if micro_batches else {}
         peaks = [{kind: measured.gemm_peak(device, dtype) for kind, dtype in dtypes.items()}]

@@ -77,8 +77,8 @@ def _between(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> 
 class Steps:
     """The steps of a run without an end, as `fit` makes them; but the learning rate is 0.
 
-    So the weights stay as they were initialised, and what is timed neither drifts nor diverges; the optimizer does
-    the same work. The config has to drop each epoch's last, smaller batch: all steps are of one size.
+    So the weights stay as they were initialised (Muon's fixed norm aside), and what is timed neither drifts nor
+    diverges; the optimizer does the same work. The config has to drop each epoch's last, smaller batch: all steps are of one size.
     """
 
     def __init__(self, config: Config, world: World, parts: Parts, stop: StopRequest):
@@ -168,15 +168,12 @@ def lost_layouts(steps: Steps, fixed: list[Batch]) -> list[str]:
 def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, seconds: float = 1.0) -> float:
     """FLOP/s of the best of several products of two square matrices, all ranks computing at once, summed over them.
 
-    2048×2048 on the CPU; 8192×8192 on CUDA, where smaller ones do not reach the peak. In float32 on CUDA with TF32
-    wherever convolutions use it.
+    2048×2048 on the CPU; 8192×8192 on CUDA, where smaller ones do not reach the peak. `train.tf32` holds here too.
     """
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     best, begun = float("inf"), time.perf_counter()
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     for i in range(repeats + 1):
         _wait(device)
         start = time.perf_counter()
@@ -186,7 +183,6 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, se
             best = min(best, time.perf_counter() - start)
         if i > 1 and time.perf_counter() - begun > seconds:
             break
-    torch.backends.cuda.matmul.allow_tf32 = before
     return float(sum_ranks(torch.tensor(2 * n**3 / best, dtype=torch.float64, device=device)))
 
 

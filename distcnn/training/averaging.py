@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distcnn.config import TrainConfig
 from distcnn.errors import BadInput
@@ -29,7 +30,9 @@ class Averages:
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.decay, self.every, self.rate = config.ema, config.lookahead, config.lookahead_rate
         self.weights: list[Tensor] = [p.detach() for p in model.parameters() if p.requires_grad]
-        self.averaged = self.weights + [b for b in model.buffers() if b.is_floating_point()]
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        statistics = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        self.averaged = self.weights + statistics
         self.ema = [t.clone() for t in self.averaged] if self.decay is not None else []
         self.slow = [t.clone() for t in self.weights] if self.every is not None else []
 
@@ -64,9 +67,11 @@ class Averages:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back. Raises BadInput where they are those of another network, or of none."""
+        """Take them back; where none were saved, they begin with the weights. Raises BadInput where they do not fit."""
         for name, mine in (("ema", self.ema), ("slow", self.slow)):
             theirs = state.get(name, [])
+            if not (mine and theirs):
+                continue
             if [getattr(t, "shape", None) for t in theirs] != [t.shape for t in mine]:
                 raise BadInput(f"checkpoint: {name} holds {len(theirs)} averages that do not fit the {len(mine)} here")
             for own, saved in zip(mine, theirs, strict=True):

@@ -39,23 +39,27 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
         # Before and after: a kill in between leaves something, but several kills leave no more than one.
-        self._clean(step)
+        self._clean(step, None)
         with whole_file(path) as partial:
             torch.save({"format": FORMAT, **state}, partial)
             _seal(partial)
         if best:
             with whole_file(self.folder / "best.pt") as partial:
                 _link(path, partial)
-        self._clean(step)
+        self._clean(step, path)
         return path
 
-    def _clean(self, step: int) -> None:
-        """Remove what is beyond `keep` up to that step, and what kills have left half-written.
+    def _clean(self, step: int, whole: Path | None) -> None:
+        """Remove what is beyond `keep` up to that step and older than a `whole` one, and what kills left half-written.
 
         Damaged ones of later steps, from before a resume, neither count nor are touched.
         """
-        for old in [path for path in self.all() if _step(path) <= step][self.keep :]:
-            old.unlink(missing_ok=True)
+        found = [path for path in self.all() if _step(path) <= step]
+        if len(found) > self.keep:
+            whole = whole or next((path for path in found if is_whole(path)), None)
+            for old in found[self.keep :]:
+                if whole is not None and _step(old) < _step(whole):
+                    old.unlink(missing_ok=True)
         for partial in self.folder.glob("*.partial"):
             partial.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
-    """[m, n] → [m, n] of its dtype: the same singular vectors, with singular values in about 0.5…1.5.
+    """[m, n] → [m, n] of its dtype: the same singular vectors, with most singular values in about 0.5…1.5.
 
     A Newton-Schulz iteration in bfloat16 on the smaller of the two Gram matrices.
     """
@@ -78,7 +78,7 @@ class Muon(Optimizer):
         step = orthogonalized(flat)
         rows, columns = flat.shape
         if fixed_norm:
-            weight.mul_(rows**0.5 / weight.norm())
+            weight.mul_(rows**0.5 / weight.norm().clamp_min(1e-7))
         else:
             step *= max(1.0, rows / columns) ** 0.5
         kernel = update.shape[2:]

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distcnn.config import OptimConfig
+from distcnn.errors import BadInput
 from distcnn.training.muon import Muon
 
 
@@ -15,8 +16,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     Biases and BatchNorm's parameters, which are 1-d, get no weight decay: it only shrinks scales that the next
     normalisation restores (He et al. 2018, "Bag of tricks", arXiv:1812.01187, section 3.1). `lr_scale` is a group's
     rate as a share of the base rate. Groups that would be treated alike are one: one kernel a step.
+    Raises BadInput for a head's rate where there is no head.
     """
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    if config.head_lr is not None and not linear:
+        raise BadInput("optim.head_lr: the network has no linear layer, so there is no head to give a rate of its own")
+    # Not every tensor of two dimensions or more is a matrix of a layer: a scale per channel may be [C, 1, 1].
+    matrices = {*linear, *(m.weight for m in model.modules() if isinstance(m, nn.Conv2d))}
     muon = config.name == "muon"
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for p in (p for p in model.parameters() if p.requires_grad):
@@ -24,7 +30,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         rate = config.head_lr if head else config.bias_lr if p.ndim <= 1 else None
         scale = 1.0 if rate is None else rate / config.lr
         decay = config.weight_decay if p.ndim > 1 else 0.0
-        filters = muon and p.ndim > 1 and not head
+        filters = muon and p in matrices and not head
         group = groups.setdefault((filters, scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(p)
         if muon:

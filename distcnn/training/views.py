@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ def averaged_logits(model: nn.Module, images: Tensor, views: Views) -> Tensor:
         return whole
     height, width = images.shape[-2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    # Copied, for a dense layout as the network expects it.
-    moved = [mirrored(padded[..., i : i + height, i : i + width].clone()) for i in (0, 2)]
+    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format  # of a crop: that of the images
+    crops = [padded[..., i : i + height, i : i + width].contiguous(memory_format=layout) for i in (0, 2)]
+    moved = [mirrored(crop) for crop in crops]
     return whole / 2 + (moved[0] + moved[1]) / 4

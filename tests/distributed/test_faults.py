@@ -75,3 +75,9 @@ def test_one_gradient_exchange_per_update():
     outcome = run_ranks([], 2, program=[Path(__file__).with_name("count_exchanges.py")])
     assert outcome.codes == [0, 0], outcome.err
     assert "exchanges per update: [1.0, 1.0, 1.0]" in outcome.out
+
+
+def test_bfloat16_ranks_that_begin_differently_take_rank_0s_masters():
+    outcome = run_ranks([], 2, program=[Path(__file__).with_name("masters.py")])
+    assert outcome.codes == [0, 0], outcome.err
+    assert outcome.out.strip() == "the same"

@@ -256,9 +256,24 @@ def test_what_kills_leave_does_not_add_up(tmp_path, monkeypatch):
     """Each life dies after its first save and before it has cleaned up, in the midst of the next one, at other steps."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in range(1, 20, 3):
-        cleans = iter([checkpoints._clean, lambda _: None])
+        cleans = iter([checkpoints._clean, lambda *_: None])
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "_clean", lambda step, cleans=cleans: next(cleans)(step))
+            patch.setattr(checkpoints, "_clean", lambda *given, cleans=cleans: next(cleans)(*given))
             checkpoints.save(state(step), step, best=False)
         (tmp_path / f"step-{step + 1:08d}.pt.partial").write_bytes(b"half")
     assert len(list(tmp_path.iterdir())) == 3 + 1
+
+
+def test_a_full_disk_after_damaged_checkpoints_leaves_the_whole_one(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    whole = checkpoints.save(state(100), 100, best=False)
+    for step in (103, 105):
+        (tmp_path / f"step-{step:08d}.pt").write_bytes(b"damaged")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(state(110), 110, best=False)
+    assert checkpoints.newest_whole()[0] == whole

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distcnn.config import OptimConfig
 from distcnn.models import build_model
 from distcnn.parallel.engine import bf16_copy
 from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -89,3 +91,35 @@ def test_what_is_saved_are_the_masters():
     step(engine, batches(1))
     assert engine.state_dict()["model"].keys() == network().state_dict().keys()
     assert {t.dtype for t in engine.state_dict()["model"].values()} == {torch.float32, torch.int64}
+
+
+def test_the_configs_settings_of_an_optimizer_win_over_those_saved():
+    """Weight decay, momentum and a head's rate may be changed on a resume, where that is allowed."""
+    before, now = (OptimConfig(name="muon", lr=0.1, head_lr=rate, momentum=m, weight_decay=d)
+                   for rate, m, d in ((5.0, 0.6, 0.1), (7.0, 0.8, 0.2)))  # fmt: skip
+    saved, model = network(), network()
+    first = DDPEngine(saved, make_optimizer(saved, before, 0.1), CPU, "bf16-master")
+    step(first, batches(1))
+    second = DDPEngine(model, make_optimizer(model, now, 0.1), CPU, "bf16-master")
+    second.load_state_dict(first.state_dict())
+    assert {group["momentum"] for group in second.optimizer.param_groups} == {0.8}
+    assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0.0, 0.2}
+    assert max(group["lr_scale"] for group in second.optimizer.param_groups) == 7.0 / 0.1
+    for p, q in zip(saved.parameters(), model.parameters(), strict=True):
+        state, other = first.optimizer.state[p], second.optimizer.state[q]
+        assert torch.equal(state["momentum_buffer"], other["momentum_buffer"])
+
+
+def test_a_weight_without_a_gradient_stays():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    for precision in ("fp32", "bf16-master"):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.5)
+        engine = DDPEngine(model, optimizer, CPU, precision, micro_batches=3)
+        before = model[1].weight.detach().clone()
+        engine.begin()
+        for number in range(3):
+            with engine.autocast():
+                loss = engine.computed[0](torch.ones(1, 2)).sum()
+            engine.backward(loss, sync=number == 2)
+        engine.step()
+        assert torch.equal(model[1].weight, before)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from distcnn.config import OptimConfig
+from distcnn.errors import BadInput
 from distcnn.models import build_model
 from distcnn.training.muon import Muon, orthogonalized
 from distcnn.training.optim import make_optimizer, set_rate
@@ -102,3 +103,21 @@ def test_the_speed_runs_network_has_three_groups_and_leaves_its_first_layer_alon
     }
     assert found == {(4,): (True, 1.0, 0.1), (2,): (False, 50.0, 0.1), (1,): (False, 20.0, 0.0)}
     assert all(p is not model.whiten.weight for g in groups for p in g["params"])
+
+
+def test_a_scale_per_channel_is_no_filter_and_filters_of_zeros_stay_finite():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3))
+    model.scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+    nn.init.zeros_(model[1].weight)
+    optimizer = make_optimizer(model, OptimConfig(name="muon", lr=0.01, fixed_norm=True), 0.01)
+    filters = [p for group in optimizer.param_groups if group["filters"] for p in group["params"]]
+    assert len(filters) == 2
+    (model(torch.ones(1, 3, 4, 4)) * model.scale).sum().backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert model.scale.abs().max() < 1
+
+
+def test_a_heads_rate_needs_a_head():
+    with pytest.raises(BadInput, match=r"optim\.head_lr: the network has no linear layer"):
+        make_optimizer(nn.Conv2d(3, 4, 1), OptimConfig(head_lr=0.1), 0.1)
