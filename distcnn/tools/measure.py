@@ -78,7 +78,8 @@ class Steps:
     """The steps of a run without an end, as `fit` makes them; but the learning rate is 0.
 
     So the weights stay as they were initialised (Muon's fixed norm aside), and what is timed neither drifts nor
-    diverges; the optimizer does the same work. The config has to drop each epoch's last, smaller batch: all steps are of one size.
+    diverges; the optimizer does the same work. The config has to drop each epoch's last, smaller batch: all steps are
+    of one size.
     """
 
     def __init__(self, config: Config, world: World, parts: Parts, stop: StopRequest):
