@@ -204,6 +204,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             averages.load_state_dict(parts.saved["averages"])
         described = _described(config, parts)
         watch = Watchdog(world, store, config.train.timeout, stop.end)
+        watch.steps_done(state.step)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
         grace = os.environ.get("DISTCNN_GRACE", "")
         trackers = Trackers()

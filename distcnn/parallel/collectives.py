@@ -36,14 +36,19 @@ def stack_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def gather_objects(own: T) -> list[T]:
+    """Each rank's plain picklable data, on all, in the order of the ranks."""
+    if not dist.is_initialized():
+        return [own]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, own)
+    return box
+
+
 def check_same(own: dict[str, Any]) -> None:
     """Ranks that were started differently would train, each a bit of something else: raises on all of them alike."""
-    if not dist.is_initialized():
-        return
-    box: list[Any] = [None] * dist.get_world_size()
     with waiting("the other ranks to read their data and checkpoint"):
-        dist.all_gather_object(box, own)
-    first, *others = box
+        first, *others = gather_objects(own)
     different = [
         f"{key} is {first[key]} on rank 0, {other[key]} on rank {rank}"
         for rank, other in enumerate(others, 1)

@@ -17,6 +17,7 @@ import psutil
 from typing_extensions import Self
 
 from distcnn.errors import DistcnnError
+from distcnn.parallel.collectives import gather_objects
 from distcnn.parallel.world import World
 
 T = TypeVar("T")
@@ -83,6 +84,10 @@ class Watchdog:
         self.step, self.moves = step, 0
 
     def __enter__(self) -> Self:
+        """A collective: a rank that stops before its first beat has come is known to the others all the same."""
+        for rank, beat in enumerate(gather_objects(self._beat(0, psutil.Process()))):
+            if rank in self.others:
+                self._note(rank, beat)
         self.moved = time.monotonic()  # what came before, as opening trackers, is not watched
         for work in (self._watch, self._exchange)[: 1 if self.store is None else 2]:
             threading.Thread(target=work, name="distcnn-watchdog", daemon=True).start()
@@ -98,17 +103,17 @@ class Watchdog:
             count = 0
             while not self.done.wait(self.pause_s if count else 0):
                 count += 1
-                stack = "".join(traceback.format_stack(sys._current_frames()[self.watched])[-_FRAMES:])
-                beat = Beat(
-                    count, socket.gethostname(), me.pid, me.create_time(), self.step, self.moves, self.phase, stack
-                )
-                store.set(f"beat/{world.rank}", json.dumps(asdict(beat)))
+                store.set(f"beat/{world.rank}", json.dumps(asdict(self._beat(count, me))))
                 # Rank 0's always: it may serve the store, which is then as silent as itself.
                 for rank in self.others if self._stood() > 3 * self.pause_s else (0,):
                     if store.check([f"beat/{rank}"]):
                         self._note(rank, Beat(**json.loads(store.get(f"beat/{rank}"))))
         except (RuntimeError, KeyError):  # the store or the watched thread has ended: there is nobody left to tell
             return
+
+    def _beat(self, count: int, me: psutil.Process) -> Beat:
+        stack = "".join(traceback.format_stack(sys._current_frames()[self.watched])[-_FRAMES:])
+        return Beat(count, socket.gethostname(), me.pid, me.create_time(), self.step, self.moves, self.phase, stack)
 
     def _note(self, rank: int, beat: Beat) -> None:
         if rank not in self.seen or self.seen[rank][0].count != beat.count:
@@ -145,9 +150,6 @@ class Watchdog:
             here.append("all ranks stand at the same place: is the network between them broken?")
             behind = {me} & set(others)
         for rank in sorted(behind):
-            if rank not in others:
-                here.append(f"rank {rank}: has never given a sign of life")
-                continue
             beat = others[rank]
             sign = "alive, but behind the others, in"
             if rank in missing:

@@ -29,11 +29,29 @@ def test_a_stopped_rank_is_named_and_the_job_ends(synthetic, tmp_path, ranks, vi
     err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(ranks))
     assert err.count("distcnn: failed") == 1, err
     assert re.search(
-        rf"rank {victim} on \S+, process \d+: no sign of life for \d+ s, last seen in \w+ of step \d+, at\n", err
+        rf"rank {victim} on \S+, process \d+: no sign of life for \d+ s, last seen in [\w ]+ of step \d+, at\n", err
     )
     assert "in train_step" in err or "in fit" in err
     assert f"rank {victim}'s process is killed" in err
     assert "Traceback" not in err
+
+
+def test_a_rank_that_stops_before_its_first_beat_is_known_all_the_same(synthetic, tmp_path):
+    (tmp_path / "stops.py").write_text(
+        "from distcnn.models.simple import SimpleCNN\nimport os, signal\n"
+        "class Stops(SimpleCNN):\n"
+        "    def forward(self, x):\n"
+        "        if os.environ['RANK'] == '0' and x.device.type != 'meta':\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "        return super().forward(x)\n"
+    )
+    train = ["train", synthetic, "--train.timeout", "10", "--model.name", "stops:Stops"]
+    outcome = run_ranks(train, 2, cwd=tmp_path)
+    assert outcome.codes == [-signal.SIGKILL, 1]
+    assert re.search(
+        r"rank 0 on \S+, process \d+: no sign of life for \d+ s, last seen in start of step 1", outcome.err
+    )
+    assert "rank 0's process is killed" in outcome.err
 
 
 def test_ranks_whose_agent_was_killed_end(synthetic, tmp_path):
