@@ -62,7 +62,7 @@ CASES = {
     "unknown section": (["--optimizer.lr", "0.1"], ["optimizer.lr", "did you mean optim.lr?"]),
     "not a number": (["--optim.lr", "fast"], ["optim.lr = fast", "valid number"]),
     "out of range": (["--optim.momentum", "1.5"], ["optim.momentum = 1.5", "less than 1"]),
-    "not a choice": (["--optim.name", "sgdm"], ["optim.name = sgdm", "'sgd', 'adam' or 'adamw'"]),
+    "not a choice": (["--optim.name", "sgdm"], ["optim.name = sgdm", "'adam', 'adamw' or 'muon'"]),
     "duration without unit": (["--train.duration", "10"], ["train.duration = 10", "10ep"]),
     "fp16 on the CPU": (["--train.precision", "fp16", "--train.device", "cpu"], ["fp16 needs CUDA", "bf16 or fp32"]),
     "batch does not divide": (["--train.batch_size", "250"], ["250", "micro-batches of 20", "240"]),
