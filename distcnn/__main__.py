@@ -127,7 +127,8 @@ def _train(rest: list[str]) -> int:
     with catching_signals(_end_at_once) as stop:
         world = world_from(os.environ)
         settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
-        from distcnn.run import checked, train
+        from distcnn.build import checked
+        from distcnn.run import train
 
         train(checked(settings, world), world, stop)
     return EXIT_OK

@@ -1,7 +1,4 @@
-"""Builds the parts from a Config and a World and runs them: what the command line and the Python API both call.
-
-Everything that can be wrong is found before the process group exists; files are read under locks, not barriers.
-"""
+"""Runs what `build` has made: what the command line and the Python API both call."""
 
 import os
 from collections.abc import Iterator
@@ -10,31 +7,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from distcnn import models
-from distcnn.config import Config, DataConfig, Problem
+from distcnn.build import Parts, check_alike, make_engine, make_loader, make_preprocess, place, prepare
+from distcnn.config import Config
 from distcnn.data import sources
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst, statistics
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, evaluation_stream
-from distcnn.data.mix import Mix
-from distcnn.data.randaugment import RandAugment
-from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import ImageSet, check_classes, with_classes
+from distcnn.data.augment import Normalize
+from distcnn.data.loader import Preprocess, evaluation_stream
+from distcnn.data.sources import ImageSet, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
-from distcnn.parallel import engine_accelerate
-from distcnn.parallel.collectives import check_same, on_main
+from distcnn.parallel.collectives import on_main
 from distcnn.parallel.device import device_problems, set_up_device
-from distcnn.parallel.engine import AUTOCAST, Engine, autocast
-from distcnn.parallel.engine_accelerate import AccelerateEngine
-from distcnn.parallel.engine_ddp import DDPEngine
+from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
-from distcnn.parse import Settings, saved_settings, to_dict, to_yaml
+from distcnn.parse import saved_settings, to_dict, to_yaml
 from distcnn.records import event
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
@@ -43,13 +33,10 @@ from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints
 from distcnn.training.evaluate import Evaluation, evaluate
-from distcnn.training.folder import find_resumed, load_run, load_weights, make_folder, run_id, save_weights, unwritable
+from distcnn.training.folder import load_run, load_weights, make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
-from distcnn.training.optim import make_optimizer
-from distcnn.training.plan import Plan, Schedule, make_plan, to_steps
+from distcnn.training.plan import Plan
 from distcnn.training.saver import Saver
-
-INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
 
 
 @dataclass(frozen=True)
@@ -60,119 +47,6 @@ class Result:
     plan: Plan
     state: TrainState
     evaluation: Evaluation  # of the final weights
-
-
-@dataclass(frozen=True)
-class Parts:
-    """All that a training is made of, checked and ready, before any rank has met another."""
-
-    device: torch.device
-    train_data: ImageSet
-    test_data: ImageSet
-    normalize: Normalize
-    model: nn.Module
-    optimizer: Optimizer
-    plan: Plan
-    schedule: Schedule
-    saved: dict[str, Any] | None  # the checkpoint to go on from
-    damaged: list[Path]  # newer checkpoints that were passed over
-
-
-def engine_of(config: Config, world: World) -> type[Engine]:
-    """The engine of a run: `auto` takes Accelerate where `accelerate launch` has started it."""
-    wanted = config.engine if config.engine != "auto" else "accelerate" if world.launcher == "accelerate" else "ddp"
-    return AccelerateEngine if wanted == "accelerate" else DDPEngine
-
-
-def environment_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What does not fit this machine; cheap checks, made on every rank."""
-    yield from sources.problems(config.data)
-    yield from models.problems(config.model.name)
-    yield from wandb_tracking.problems(config.tracking)
-    yield from device_problems(config, world)
-    if engine_of(config, world) is AccelerateEngine:
-        yield from engine_accelerate.problems(config, os.environ)
-    if config.checkpoint.resume not in ("auto", "never") and not Path(config.checkpoint.resume).is_file():
-        yield ("checkpoint.resume",), "no such file; give auto, never, or the path of a checkpoint"
-    if problem := unwritable(Path(config.output_dir)):
-        yield ("output_dir",), problem
-
-
-def checked(settings: Settings, world: World) -> Config:
-    """A run's settings, with what Accelerate's configuration adds, as a Config that fits this machine."""
-    if world.launcher == "accelerate":
-        for key, value in engine_accelerate.defaults(os.environ).items():
-            settings.default(key, value)
-    return settings.check(world.size, lambda config: environment_problems(config, world))
-
-
-def prepare(config: Config, world: World) -> Parts:
-    """Read the data, build the model, do the arithmetic. No collective: raises BadInput on each rank by itself."""
-    device, threads = set_up_device(config, world)
-    train_data, test_data = sources.load(config.data, "train"), sources.load(config.data, "test")
-    check_classes(train_data, test_data)
-    image_size = train_data.images.shape[1]
-    torch.manual_seed(config.seed)
-    model = models.build_model(
-        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_size
-    )
-    normalize = _normalize(config, train_data)
-    if callable(init := getattr(model, "init_from_images", None)):
-        # Evenly: a folder's images are sorted by class.
-        chosen = train_data.images[:: -(-len(train_data) * image_size**2 // INIT_PIXELS)]
-        init(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
-    plan = make_plan(
-        config,
-        train_images=len(train_data),
-        test_images=len(test_data),
-        world_size=world.size,
-        parameters=sum(p.numel() for p in model.parameters()),
-        forward_flops=models.forward_flops(model, image_size),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        threads=threads,
-    )
-    schedule = Schedule(config, plan)
-    if _small_steps(config, plan) >= plan.steps:
-        raise BadInput(
-            f"data.small_until = {config.data.small_until}, train.duration = {config.train.duration}: no step is left "
-            "at full size, at which the images are evaluated"
-        )
-    saved, damaged = find_resumed(config, plan, model)
-    # Accelerate compiles by itself, with the backend of its own configuration.
-    foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    model = _place(model, config, device, compile=config.model.compile and not foreign)
-    return Parts(
-        device, train_data, test_data, normalize, model,
-        make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
-    )  # fmt: skip
-
-
-def check_alike(config: Config, world: World, plan: Plan, step: int = 0) -> None:
-    """Raise on all ranks if they have come for different runs; devices and threads may differ."""
-    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
-    check_same({key: own[key] for key in own if key not in ("device", "threads")})
-
-
-def make_engine(config: Config, world: World, parts: Parts) -> Engine:
-    """What carries a loss to an update; inside the process group, where there are other ranks."""
-    return engine_of(config, world)(
-        parts.model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
-        gradient_sum=config.train.gradient_sum, micro_batches=parts.plan.accumulation * parts.plan.world_size,
-    )  # fmt: skip
-
-
-def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | StreamingLoader:
-    """This rank's training batches."""
-    plan, data = parts.plan, config.data
-    augment = _augment(data, len(parts.train_data.classes))
-    preprocess = _preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
-    sampler = MicroBatchSampler(
-        plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
-        world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
-    )  # fmt: skip
-    if data.loader == "resident":
-        return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
-    return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, data.workers)
 
 
 def train(config: Config, world: World, stop: StopRequest | None = None) -> Result:
@@ -290,52 +164,16 @@ def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     model = models.build_model(config.model.name, len(data.classes), size, config.model.args)
     load_weights(model, saved, path)
-    model = _place(model, config, device, compile=config.model.compile)
+    model = place(model, config, device, compile=config.model.compile)
     averages = Averages(model, config.train)
     averages.load_state_dict(saved["averages"])
     normalize = Normalize(tuple(saved["normalize"]["mean"]), tuple(saved["normalize"]["std"]))
-    preprocess = _preprocess(config, normalize, device)
+    preprocess = make_preprocess(config, normalize, device)
     with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout), averages.in_place():
         result = _evaluate_on(model, data, config, preprocess, world)
     step = saved["state"]["step"]
     epoch = -(-step // saved["plan"]["steps_per_epoch"])
     return {"kind": "eval", "split": result.split, "step": step, "epoch": epoch, **result.record()}
-
-
-def _normalize(config: Config, train: ImageSet) -> Normalize:
-    if config.data.mean is not None and config.data.std is not None:
-        return Normalize(config.data.mean, config.data.std)
-    return statistics(train.images)
-
-
-def _preprocess(
-    config: Config,
-    normalize: Normalize,
-    device: torch.device,
-    augment: Augment | None = None,
-    small: SmallAtFirst | None = None,
-) -> Preprocess:
-    dtype = AUTOCAST[config.train.precision] or torch.float32
-    return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last, small=small)
-
-
-def _augment(data: DataConfig, classes: int) -> Augment:
-    alpha = data.mixup or data.cutmix
-    mix = Mix("mixup" if data.mixup else "cutmix", alpha, classes) if alpha else None
-    randaugment = RandAugment(*data.randaugment) if data.randaugment else None
-    return Augment(data.flip, data.crop_padding, data.crop_mode, data.cutout, mix, randaugment)
-
-
-def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
-    size = config.data.small_size
-    if size is None:
-        return None
-    return SmallAtFirst(parts.train_data.images.shape[1], size, _small_steps(config, parts.plan), parts.device)
-
-
-def _small_steps(config: Config, plan: Plan) -> int:
-    until = config.data.small_until
-    return 0 if until is None else to_steps(until, plan.batch_size, plan.steps_per_epoch)
 
 
 def _described(config: Config, parts: Parts) -> dict[str, Any]:
@@ -347,18 +185,6 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
         "image_size": parts.train_data.images.shape[1],
         "normalize": asdict(parts.normalize),
     }
-
-
-def _place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
-    """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
-    if config.model.sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    model = model.to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if compile:
-        model.compile()
-    return model
 
 
 def _evaluate_on(

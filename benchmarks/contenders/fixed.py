@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-import distcnn.run
+import distcnn.build
 from benchmarks.contenders import distcnn as contender
 from benchmarks.scenarios import Job
 from distcnn.data.loader import Batch, ResidentLoader
@@ -21,5 +21,5 @@ class FixedBatch(ResidentLoader):
 
 
 def train(job: Job) -> None:
-    distcnn.run.ResidentLoader = FixedBatch  # type: ignore[misc]
+    distcnn.build.ResidentLoader = FixedBatch  # type: ignore[misc]
     contender.train(job)

@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> None:
     for name, least in (("steps", 1), ("warmup", 0)):
         if getattr(options, name) < least:
             settings.problems.append(f"--{name} {getattr(options, name)}: should be {least} or more")
-    from distcnn.run import checked
+    from distcnn.build import checked
 
     config = checked(settings, world)
     if options.micro_batches and config.model.compile:
@@ -70,10 +70,10 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     """What `--json` prints; on all ranks."""
     import torch
 
+    from distcnn.build import check_alike, engine_of, prepare
     from distcnn.config import CheckpointConfig
     from distcnn.parallel.meeting import process_group
     from distcnn.parallel.signals import StopRequest
-    from distcnn.run import check_alike, engine_of, prepare
     from distcnn.tools import measure as measured
 
     # From the start, and each step of the same size.

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
+from distcnn.build import Parts, make_engine, make_loader
 from distcnn.config import Config
 from distcnn.data.loader import Batch
 from distcnn.parallel.collectives import stack_ranks, sum_ranks
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.world import World
-from distcnn.run import Parts, make_engine, make_loader
 from distcnn.tools.layout import layout_audit
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step

@@ -8,11 +8,11 @@ from conftest import run_ranks, run_torchrun
 from torch import nn
 from torchvision.ops import Permute
 
+from distcnn.build import prepare
 from distcnn.models import MODELS, build_model
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.world import World
 from distcnn.parse import Settings
-from distcnn.run import prepare
 from distcnn.tools.layout import layout_audit
 from distcnn.tools.measure import PHASES, Steps, Stopwatch, alternate, count_flops, gemm_peak, micro_batch_sizes, rates
 

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from distcnn.build import prepare
 from distcnn.config import Config, DataConfig, ModelConfig
 from distcnn.data.folder import load_folder
 from distcnn.errors import BadInput
 from distcnn.models.simple import SimpleCNN
 from distcnn.parallel.world import World
 from distcnn.parse import Settings, saved_settings, to_dict, to_yaml
-from distcnn.run import _described, prepare
+from distcnn.run import _described
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.training.checkpoint import Checkpoints, _seal
 from distcnn.training.folder import load_run, load_weights
