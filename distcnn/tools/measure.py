@@ -153,10 +153,18 @@ def alternate(steps: Steps, fixed: list[Batch], count: int, warmup: int) -> tupl
 
 
 def count_flops(steps: Steps, fixed: list[Batch]) -> int:
-    """FLOPs of one step over all ranks: forward and backward of convolutions and products, 2 a multiply-add."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    """FLOPs of one step over all ranks: forward and backward of convolutions and products, 2 a multiply-add.
+
+    Not the optimizer's, Muon's products for example: each rank repeats those.
+    """
+    marks: list[int] = []
+    with (
+        torch.compiler.set_stance("force_eager"),
+        FlopCounterMode(display=False) as counter,
+        steps.engine.optimizer.register_step_pre_hook(lambda *_: marks.append(counter.get_total_flops())),
+    ):
         steps.run(1, fixed)
-    return int(counter.get_total_flops()) * steps.plan.world_size
+    return marks[0] * steps.plan.world_size
 
 
 def lost_layouts(steps: Steps, fixed: list[Batch]) -> list[str]:

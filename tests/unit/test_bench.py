@@ -44,9 +44,9 @@ def steps_of(*arguments, model=f"{__name__}:TwoConvs"):
     return Steps(config, World(), prepare(config, World()), StopRequest())
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_flops_of_a_step_are_those_of_forward_and_backward(compiled):
-    steps = steps_of("--model.compile", compiled)
+@pytest.mark.parametrize("setting", ["--model.compile=false", "--model.compile=true", "--optim.name=muon"])
+def test_flops_of_a_step_are_those_of_forward_and_backward(setting):
+    steps = steps_of(setting)
     assert count_flops(steps, steps.batches()) == 24 * FLOPS
 
 
