@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distcnn import models
-from distcnn.config import Config, DataConfig, Problem
+from distcnn.config import Config, DataConfig
+from distcnn.conflicts import Problem
 from distcnn.data import sources
 from distcnn.data.augment import Augment, Normalize, SmallAtFirst, statistics
 from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader

@@ -13,7 +13,8 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from distcnn.config import Config, Problem, conflicts
+from distcnn.config import Config
+from distcnn.conflicts import Problem, conflicts
 from distcnn.errors import BadInput
 
 COMMAND_LINE = "command line"

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distcnn.config import DataConfig, Problem
+from distcnn.config import DataConfig
+from distcnn.conflicts import Problem
 from distcnn.data.cifar import load_cifar
 from distcnn.data.folder import load_folder, stratified_split
 from distcnn.errors import BadInput

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distcnn.config import Problem
+from distcnn.conflicts import Problem
 from distcnn.errors import BadInput
 from distcnn.models.compact import CompactCNN
 from distcnn.models.resnet import ResNet9, resnet18

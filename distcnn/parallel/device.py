@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from distcnn.config import Config, Problem
+from distcnn.config import Config
+from distcnn.conflicts import Problem
 from distcnn.parallel.world import World, cores
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distcnn.config import Config, Problem
+from distcnn.config import Config
+from distcnn.conflicts import Problem
 from distcnn.parallel.engine import Engine
 from distcnn.parallel.engine_ddp import buffers_option
 from distcnn.parallel.world import Environment

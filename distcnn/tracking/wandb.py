@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from distcnn.config import Problem, TrackingConfig
+from distcnn.config import TrackingConfig
+from distcnn.conflicts import Problem
 from distcnn.parallel.waiting import waiting
 from distcnn.records import Record
 

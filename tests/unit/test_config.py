@@ -11,9 +11,9 @@ from distcnn.config import (
     OptimConfig,
     ScheduleConfig,
     TrainConfig,
-    conflicts,
     parse_duration,
 )
+from distcnn.conflicts import conflicts
 from distcnn.errors import BadInput
 from distcnn.parse import KEYS, SECTIONS, Settings, documented_keys, saved_settings, to_dict, to_yaml, value_at
 
