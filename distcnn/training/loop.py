@@ -129,7 +129,7 @@ def train_step(
     for batch in batches:
         watch.enter("forward")
         # Dropout and the like depend on the place in the epoch alone: not on the rank, nor on what ran before.
-        torch.manual_seed(batch.seed)
+        seed_generators(batch.seed, engine.device)
         with engine.accumulate(sync=batch.last):
             with engine.autocast():
                 logits = engine.forward(batch.images)  # [n, classes]
@@ -147,6 +147,13 @@ def train_step(
     set_rate(engine.optimizer, lr)
     engine.step()
     return loss_part
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and one device, not for all other kinds: that takes 0.1 ms and more."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class StepLosses:
