@@ -92,7 +92,7 @@ def prepare(config: Config, world: World) -> Parts:
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
     model = models.build_model(
-        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_size
+        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_sizes
     )
     normalize = _normalize(config, train_data)
     if callable(init := getattr(model, "init_from_images", None)):
@@ -191,10 +191,10 @@ def _augment(data: DataConfig, classes: int) -> Augment:
 
 
 def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
-    size = config.data.small_size
-    if size is None:
+    sizes = config.data.small_sizes
+    if not sizes:
         return None
-    return SmallAtFirst(parts.train_data.images.shape[1], size, _small_steps(config, parts.plan), parts.device)
+    return SmallAtFirst(parts.train_data.images.shape[1], sizes, _small_steps(config, parts.plan), parts.device)
 
 
 def _small_steps(config: Config, plan: Plan) -> int:

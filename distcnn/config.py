@@ -105,8 +105,8 @@ class DataConfig:
         le=4,
         description="augmentation: a box from another image; alpha of the Beta distribution",
     )
-    small_size: Int | None = Field(
-        default=None, ge=4, description="train on images of so many pixels a side at first, until data.small_until"
+    small_sizes: tuple[Annotated[Int, Field(ge=4)], ...] = Field(
+        default=(), description="train at first on images of so many pixels a side: each for its share of small_until"
     )
     small_until: Duration | None = Field(
         default=None, description="4ep, 500step or 200000img; from then on at full size, as evaluation always is"

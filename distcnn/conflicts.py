@@ -33,11 +33,11 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
             ("data.randaugment", "data.loader"),
             "its operations run on the CPU, beside the training: set data.loader streaming",
         )
-    if (data.small_size is None) != (data.small_until is None):
-        yield ("data.small_size", "data.small_until"), "give both or neither"
-    if data.small_size is not None and data.small_size >= data.image_size:
+    if bool(data.small_sizes) != (data.small_until is not None):
+        yield ("data.small_sizes", "data.small_until"), "give both or neither"
+    if max(data.small_sizes, default=0) >= data.image_size:
         yield (
-            ("data.small_size", "data.image_size"),
+            ("data.small_sizes", "data.image_size"),
             f"must be smaller than the image ({data.image_size} pixels)",
         )
     if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):

@@ -67,8 +67,8 @@ class Preprocess:
             rows.view(images.shape).permute(0, 3, 1, 2).masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
         if draws is not None and self.augment.mix:
             rows = self.augment.mix.images(rows.view(images.shape), draws).view(rows.shape)
-        if self.small is not None and step is not None and step < self.small.steps:
-            rows, height, width = self.small.reduce(rows), self.small.size, self.small.size
+        if self.small is not None and step is not None and (size := self.small.size_at(step)):
+            rows, height, width = self.small.reduce(rows, size), size, size
         out = rows.to(self.dtype).view(n, height, width, channels).permute(0, 3, 1, 2)  # NHWC in memory
         return out if self.channels_last else out.contiguous()
 

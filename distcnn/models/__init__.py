@@ -4,7 +4,7 @@ import copy
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,13 +32,13 @@ def build_model(
     num_classes: int,
     image_size: int,
     args: Mapping[str, Any] | None = None,
-    small_size: int | None = None,
+    small_sizes: Iterable[int] = (),
 ) -> nn.Module:
     """A network from [N, 3, image_size, image_size] to [N, num_classes] logits, with PyTorch's default weights.
 
     A callable is given `num_classes`, and `image_size` where it takes it, besides `args`. Raises BadInput for an
     unknown name, for arguments that it does not take, and where the network does not map that input to that
-    output; also at `small_size`, if it is to be trained on images of that size too.
+    output; also at each of `small_sizes`, if it is to be trained on images of those sizes too.
     """
     make = _find(name)
     known: dict[str, Any] = {"num_classes": num_classes}
@@ -51,12 +51,12 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise BadInput(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
     _check_shapes(model, name, num_classes, image_size)
-    if small_size is not None:
+    for size in small_sizes:
         try:
-            _check_shapes(model, name, num_classes, small_size)
+            _check_shapes(model, name, num_classes, size)
         except BadInput as error:
             raise BadInput(
-                f"data.small_size = {small_size}: {error}; it takes a network for images of any size, such as resnet9"
+                f"data.small_sizes, {size}: {error}; it takes a network for images of any size, such as resnet9"
             ) from error
     return model
 

@@ -80,9 +80,9 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
         ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
         ({"data": DataConfig(cutout=33)}, "data.cutout data.image_size"),
         ({"data": DataConfig(crop_padding=32)}, "data.crop_padding data.image_size"),
-        ({"data": DataConfig(small_size=24)}, "data.small_size data.small_until"),
-        ({"data": DataConfig(small_until="2ep")}, "data.small_size data.small_until"),
-        ({"data": DataConfig(small_size=32, small_until="2ep")}, "data.small_size data.image_size"),
+        ({"data": DataConfig(small_sizes=(24,))}, "data.small_sizes data.small_until"),
+        ({"data": DataConfig(small_until="2ep")}, "data.small_sizes data.small_until"),
+        ({"data": DataConfig(small_sizes=(24, 32), small_until="2ep")}, "data.small_sizes data.image_size"),
         ({"data": DataConfig(mixup=0.2, cutmix=1)}, "data.mixup data.cutmix"),
         ({"data": DataConfig(randaugment=(2, 9))}, "data.randaugment data.loader"),
         ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
@@ -110,7 +110,7 @@ def test_what_is_near_a_conflict_is_fine():
     assert found(data=DataConfig(cutout=32, crop_padding=31, mean=(0, 0, 0), std=(1, 1, 1))) == []
     assert found(data=DataConfig(url="http://x", md5="0" * 32), optim=OptimConfig(momentum=0, nesterov=False)) == []
     assert found(schedule=ScheduleConfig(name="step", milestones=("1ep",)), name="a.b") == []
-    assert found(data=DataConfig(small_size=31, small_until="1step")) == []
+    assert found(data=DataConfig(small_sizes=(31,), small_until="1step")) == []
     assert found(data=DataConfig(cutmix=1, randaugment=(2, 9), loader="streaming")) == []
 
 

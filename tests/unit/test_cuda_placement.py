@@ -40,7 +40,7 @@ def test_a_batch_is_mixed_and_reduced_on_the_device(kind):
     real = augment.draw(0, 0, positions, positions, 32, 32)
     sampler = MicroBatchSampler(60, batch_size=20, micro_batch=20)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        small = SmallAtFirst(32, 24, 2, CUDA)
+        small = SmallAtFirst(32, (24,), 2, CUDA)
         preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), CUDA, augment, dtype=torch.bfloat16, small=small)
         draws = fake.from_tensor(real).to(CUDA)
         sizes = []

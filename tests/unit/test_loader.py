@@ -120,14 +120,15 @@ def test_a_batch_is_the_chosen_images_normalised():
 
 @pytest.mark.parametrize("workers", [None, 0])
 def test_images_are_small_until_a_step_in_mid_epoch(workers):
-    """Three steps an epoch: the first five are small, whole in the first epoch, two of three in the second."""
-    one, full = loader(workers, AUGMENTS[2], small=SmallAtFirst(SIZE, 6, 5, CPU)), loader(None, AUGMENTS[2])
+    """Three steps an epoch: the first five are small, those of the first epoch smaller."""
+    one, full = loader(workers, AUGMENTS[2], small=SmallAtFirst(SIZE, (4, 6), 5, CPU)), loader(None, AUGMENTS[2])
     for epoch, small_steps in ((0, 3), (1, 2), (2, 0)):
+        size = 4 if epoch == 0 else 6
         step = 0
         for small, large in zip(one.epoch(epoch), full.epoch(epoch), strict=True):
             expected = large.images
             if step < small_steps:
-                expected = F.interpolate(expected, (6, 6), mode="bilinear", antialias=True)
+                expected = F.interpolate(expected, (size, size), mode="bilinear", antialias=True)
                 torch.testing.assert_close(small.images, expected, rtol=0, atol=2e-6)
             assert small.images.shape == expected.shape
             assert small.images.is_contiguous(memory_format=torch.channels_last)
@@ -140,14 +141,14 @@ def test_images_are_small_until_a_step_in_mid_epoch(workers):
 
 def test_small_images_do_not_depend_on_the_world_size_and_are_not_evaluated():
     def batches(world):
-        small = SmallAtFirst(SIZE, 6, 5, CPU)
+        small = SmallAtFirst(SIZE, (6,), 5, CPU)
         dealt = [loader(None, AUGMENTS[2], rank, world, small=small).epoch(1) for rank in range(world)]
         return {b.seed: b.images for one in dealt for b in one if b.share}
 
     alone, shared = batches(1), batches(2)
     assert alone.keys() == shared.keys()
     assert all(torch.equal(alone[seed], shared[seed]) for seed in alone)
-    preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, 6, 5, CPU))
+    preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, (6,), 5, CPU))
     assert {images.shape[-1] for _, images, _ in evaluation_stream(data(), 9, preprocess)} == {SIZE}
 
 

@@ -93,14 +93,14 @@ def test_other_sizes_and_numbers_of_classes(name, classes, size):
 
 @pytest.mark.parametrize("name", ["resnet9", "compact_cnn"])
 def test_a_second_smaller_size(name):
-    model = build_model(name, 10, 32, small_size=24)
+    model = build_model(name, 10, 32, small_sizes=[24])
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 24, 24)).shape == (2, 10)
 
 
 def test_a_network_of_one_size_refuses_the_smaller_one():
-    with pytest.raises(BadInput, match=r"data\.small_size = 24: model\.name = simple_cnn: cannot .*24×24.*resnet9$"):
-        build_model("simple_cnn", 10, 32, small_size=24)
+    with pytest.raises(BadInput, match=r"data\.small_sizes, 24: model\.name = simple_cnn: cannot .*24×24.*resnet9$"):
+        build_model("simple_cnn", 10, 32, small_sizes=[24])
 
 
 def test_resnet18_keeps_the_resolution_of_small_images():

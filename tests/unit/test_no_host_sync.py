@@ -63,7 +63,7 @@ def training(optim, precision, make_loader):
     augment = Augment("alternating", 2, "zeros", 4, Mix("cutmix", 1.0, 3))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     preprocess = Preprocess(
-        Normalize((0.5,) * 3, (0.25,) * 3), CPU, augment, dtype=dtype, small=SmallAtFirst(16, 12, 2, CPU)
+        Normalize((0.5,) * 3, (0.25,) * 3), CPU, augment, dtype=dtype, small=SmallAtFirst(16, (12,), 2, CPU)
     )
     model = build_model("resnet9", 3, 16, {"width": 4})
     optimizer = make_optimizer(model, OptimConfig(name=optim, weight_decay=1e-3), 0.01)
