@@ -15,6 +15,7 @@ from uuid import uuid4
 import psutil
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before a group stands: see process_group
 from torch.distributed.rendezvous import rendezvous
 
 from distcnn.errors import BadEnvironment, NoMeeting

@@ -19,10 +19,9 @@ from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
 from distcnn.training.optim import make_optimizer
 
-world = world_from(os.environ)
-config: Config = Settings().read_arguments(["--data.source", "synthetic", "--data.image_size", "16"]).check(world.size)
-torch.set_num_threads(1)
-with process_group(world, cuda=False, timeout_s=60):
+
+def exchanges(world: World, config: Config) -> list[float]:
+    """Of three steps: gradient elements exchanged, per parameter."""
     torch.manual_seed(0)
     model = build_model("simple_cnn", 10, 16)
     engine = DDPEngine(model, make_optimizer(model, config.optim, 0.1), torch.device("cpu"), micro_batches=12)
@@ -31,7 +30,7 @@ with process_group(world, cuda=False, timeout_s=60):
     all_reduce = torch.distributed.all_reduce
 
     def counted(tensor, **options):
-        global exchanged
+        nonlocal exchanged
         exchanged += tensor.numel()
         return all_reduce(tensor, **options)
 
@@ -45,5 +44,13 @@ with process_group(world, cuda=False, timeout_s=60):
         exchanged = 0
         train_step(engine, batches, RunningStatistics(model, 12), 0.1, 0.0, Watchdog(World(), None, 60, print))
         counts.append(exchanged / parameters)
-    if world.is_main:
-        print(f"exchanges per update: {counts}")
+    return counts
+
+
+world = world_from(os.environ)
+config: Config = Settings().read_arguments(["--data.source", "synthetic", "--data.image_size", "16"]).check(world.size)
+torch.set_num_threads(1)
+with process_group(world, cuda=False, timeout_s=60):
+    counts = exchanges(world, config)
+if world.is_main:
+    print(f"exchanges per update: {counts}")

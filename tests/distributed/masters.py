@@ -1,6 +1,10 @@
-"""Run on two ranks that begin with different weights: after some steps in bf16-master, are their masters the same?"""
+"""Run on two ranks that begin with different weights: after some steps in bf16-master, are their masters the same?
+
+And how many of gloo's threads are left when the engine and the group have gone?
+"""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -8,11 +12,10 @@ from distcnn.models import build_model
 from distcnn.parallel.collectives import stack_ranks
 from distcnn.parallel.engine_ddp import DDPEngine
 from distcnn.parallel.meeting import process_group
-from distcnn.parallel.world import world_from
+from distcnn.parallel.world import World, world_from
 
-world = world_from(os.environ)
-torch.set_num_threads(1)
-with process_group(world, cuda=False, timeout_s=60):
+
+def masters_agree(world: World) -> bool:
     torch.manual_seed(world.rank)
     model = build_model("simple_cnn", 10, 16)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -24,5 +27,13 @@ with process_group(world, cuda=False, timeout_s=60):
         engine.backward(logits.square().mean(), sync=True)
         engine.step()
     ranks = [stack_ranks(p.detach()) for p in model.parameters()]
-    if world.is_main:
-        print("the same" if all(torch.equal(*both) for both in ranks) else "different")
+    return all(torch.equal(*both) for both in ranks)
+
+
+world = world_from(os.environ)
+torch.set_num_threads(1)
+with process_group(world, cuda=False, timeout_s=60):
+    agree = masters_agree(world)
+threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+if world.is_main:
+    print("the same" if agree else "different", sum("gloo" in name for name in threads))

@@ -80,4 +80,4 @@ def test_one_gradient_exchange_per_update():
 def test_bfloat16_ranks_that_begin_differently_take_rank_0s_masters():
     outcome = run_ranks([], 2, program=[Path(__file__).with_name("masters.py")])
     assert outcome.codes == [0, 0], outcome.err
-    assert outcome.out.strip() == "the same"
+    assert outcome.out.strip() == "the same 0"  # and none of gloo's threads left: one may abort the process at its end

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(synthetic, tmp_path, ranks, vi
     with started(tmp_path, ["train", synthetic, *LONG], ranks) as processes:
         until(lambda: trains(tmp_path / "runs" / "tiny"), processes[0])
         until(lambda: len((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text()) > 5000, processes[0])
+        time.sleep(3)  # the ranks tell each other where they stand every second
         processes[victim].send_signal(signal.SIGSTOP)
         codes = [process.wait(TIMEOUT) for process in processes]
     assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(ranks)]
