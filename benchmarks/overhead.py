@@ -5,15 +5,21 @@ tracking  simple_cnn, batch 512, bf16: W&B offline, console, a log line a step a
 startup   from the start of the process to the end of the first step, against benchmarks/plain_script.py; `--help`
 
 saving and tracking: seconds of the same steps, by the wall clock, with the evaluations and saves that fall between
-them. Both sides evaluate at the same steps.
+them. Both sides evaluate at the same steps. Where the machine's drift is larger than what is looked for, the direct
+figures of the same runs tell more: how long the training was held up in saves and log lines, and the processor time
+that was spent on them beside it (the thread that writes, W&B's threads and process).
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks import trials
 
@@ -50,20 +56,67 @@ def trial(part: str, root: str, steps: int, *, on: bool) -> None:
         from distcnn.training.saver import Saver
 
         Saver.save = lambda *_, **__: None  # type: ignore[method-assign]  # else the best weights would be saved
+    spent = Spent() if on and part != "startup" else None
     clock = StepClock()
     command(CONFIG, settings(part, root, steps, on=on))
     if part == "startup":
         print("\n" + json.dumps({"first_step": clock.times[0]}))
-    else:
-        print("\n" + json.dumps({"steps_s": clock.seconds(WARMUP, steps - WARMUP)}))
+        return
+    found = {"steps_s": clock.seconds(WARMUP, steps - WARMUP)}
+    if spent:
+        found |= {"held_s": spent.held_s, "beside_s": spent.beside_s}
+    print("\n" + json.dumps(found))
+
+
+class Spent:
+    """Sums up, in this process, what saves and log lines cost: all of a run's, also those of its start and end."""
+
+    def __init__(self) -> None:
+        from distcnn.tracking.base import Trackers
+        from distcnn.training.saver import Saver
+
+        self.held_s = 0.0  # the training waited so long
+        self.beside_s = 0.0  # processor time of other threads and processes
+        self.main = threading.get_ident()
+        Saver._write = self._timed(Saver._write)  # type: ignore[method-assign]
+        Saver.save = self._timed(Saver.save)  # type: ignore[method-assign]
+        Trackers.log = self._timed(Trackers.log)  # type: ignore[method-assign]
+        finish = Trackers.finish
+
+        def finished(trackers: Trackers, status: str, summary: Any) -> list[str]:
+            helpers = [t.native_id for t in threading.enumerate() if t.ident != self.main]
+            me = psutil.Process()
+            self.beside_s += sum(t.user_time + t.system_time for t in me.threads() if t.id in helpers)
+            self.beside_s += sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
+            return finish(trackers, status, summary)
+
+        Trackers.finish = finished  # type: ignore[method-assign]
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            held = threading.get_ident() == self.main
+            clock = time.perf_counter if held else time.thread_time
+            began = clock()
+            try:
+                return call(*arguments, **options)
+            finally:
+                if held:
+                    self.held_s += clock() - began
+                elif call.__name__ == "_write":  # what it logs is within it
+                    self.beside_s += clock() - began
+
+        return timed
 
 
 def pairs(part: str, root: str, steps: int, n: int) -> dict[str, Any]:
     """Seconds with and without."""
     again: Sequence[object] = ["-m", "benchmarks.overhead", root, "--parts", part, "--steps", steps, "--trial"]
     results = trials.interleave({"on": [*again, "on"], "off": [*again, "off"]}, n)
+    spent = {"on": results["on"]}  # the other side has nothing to spend it on
     return {
         "steps": steps - WARMUP,
+        "held_s": trials.column(spent, "held_s", 3)["on"],
+        "beside_s": trials.column(spent, "beside_s", 3)["on"],
         "steps_s": trials.column(results, "steps_s", 3),
         "wall_s": trials.column(results, "wall_s", 3),
     }
