@@ -92,15 +92,9 @@ def overhead_section(parts: dict[str, Any]) -> Iterator[str]:
         yield table(["with, s", "without, s", "cost, %", "whole process, s more"], [
             [*(trials.spread(steps[side], 1) for side in ("on", "off")), trials.spread(cost, 1), trials.spread(more, 1)]
         ])  # fmt: skip
-        # What runs beside the training takes its time from one core, at most.
-        direct = [
-            100 * (held + beside / found["made"]["threads"]) / total
-            for held, beside, total in zip(found["held_s"], found["beside_s"], steps["on"], strict=True)
-        ]
         yield (
             f"Measured directly in the same runs: the training was held up for {trials.spread(found['held_s'], 2)} s, and "
-            f"{trials.spread(found['beside_s'], 2)} s of processor time were spent beside it; on these cores that is "
-            f"{trials.spread(direct, 1)} % of the steps.\n"
+            f"{trials.spread(found['beside_s'], 2)} s of processor time were spent beside it, the start included.\n"
         )
         yield made_by(found["made"], steps)
     if "startup" in parts:
