@@ -49,7 +49,8 @@ def test_each_part_keeps_how_it_was_made(tmp_path, monkeypatch):
     trials.keep(path, "peers", "simple_cnn", {**found, "images_per_s": RATES}, "/some/where")
     monkeypatch.setattr(sys, "argv", ["overhead", "/some/where", "--n", "2"])
     seconds = {"on": [10.2, 20.0], "off": [10.0, 19.0]}
-    trials.keep(path, "overhead", "saving", {"steps": 250, "steps_s": seconds, "wall_s": seconds}, "/some/where")
+    saving = {"steps": 250, "held_s": [0.25, 0.35], "beside_s": [1.0, 1.2], "steps_s": seconds, "wall_s": seconds}
+    trials.keep(path, "overhead", "saving", saving, "/some/where")
     starts = {"seconds": {"distcnn": [3.0], "plain": [2.0], "help": [0.1]}}
     trials.keep(path, "overhead", "startup", starts, "/some/where")
     page = report.text(json.loads(path.read_text()))
@@ -57,6 +58,7 @@ def test_each_part_keeps_how_it_was_made(tmp_path, monkeypatch):
     assert "`python -m benchmarks.overhead DIR --n 2`, n = 2," in page
     assert "`train.micro_batch: 128`" in page
     assert "| 3.6 (2.0 to 5.3) |" in page
+    assert "held up for 0.30 (0.25 to 0.35) s, and 1.10 (1.00 to 1.20) s" in page
     assert "| ratio | 1.50 (1.50 to 1.50) |" in page
     assert "/some/where" not in path.read_text()
 
