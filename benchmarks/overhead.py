@@ -77,14 +77,13 @@ class Spent:
 
         self.held_s = 0.0  # the training waited so long
         self.beside_s = 0.0  # processor time of other threads and processes
-        self.main = threading.get_ident()
-        Saver._write = self._timed(Saver._write)  # type: ignore[method-assign]
-        Saver.save = self._timed(Saver.save)  # type: ignore[method-assign]
-        Trackers.log = self._timed(Trackers.log)  # type: ignore[method-assign]
+        Saver._write = self._timed("beside_s", time.thread_time, Saver._write)  # type: ignore[method-assign]
+        Saver.save = self._timed("held_s", time.perf_counter, Saver.save)  # type: ignore[method-assign]
+        Trackers.log = self._timed("held_s", time.perf_counter, Trackers.log)  # type: ignore[method-assign]
         finish = Trackers.finish
 
         def finished(trackers: Trackers, status: str, summary: Any) -> list[str]:
-            helpers = [t.native_id for t in threading.enumerate() if t.ident != self.main]
+            helpers = [t.native_id for t in threading.enumerate() if t is not threading.main_thread()]
             me = psutil.Process()
             self.beside_s += sum(t.user_time + t.system_time for t in me.threads() if t.id in helpers)
             self.beside_s += sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
@@ -92,18 +91,13 @@ class Spent:
 
         Trackers.finish = finished  # type: ignore[method-assign]
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, sum_of: str, clock: Callable[[], float], call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            held = threading.get_ident() == self.main
-            clock = time.perf_counter if held else time.thread_time
             began = clock()
             try:
                 return call(*arguments, **options)
             finally:
-                if held:
-                    self.held_s += clock() - began
-                elif call.__name__ == "_write":  # what it logs is within it
-                    self.beside_s += clock() - began
+                setattr(self, sum_of, getattr(self, sum_of) + clock() - began)
 
         return timed
 

@@ -32,6 +32,12 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Any
     On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
     for them. Inside it, torch's variables are set under every launcher, for libraries that look at them (Accelerate).
+
+    Whoever holds the group afterwards, as a DistributedDataParallel does, keeps gloo's threads alive, and such a
+    thread aborts the process if it drops an exchange's last tensor while the interpreter ends. So it must be let go,
+    and torch.distributed.nn, whose functions have the group of the time of their import as a default, is imported
+    before there is one (otherwise the first DistributedDataParallel does it).
+
     Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's.
     """
     if world.size == 1:
