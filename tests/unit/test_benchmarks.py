@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from benchmarks import pipeline, report, trials
+from benchmarks import overhead, pipeline, report, trials
 from benchmarks.clock import StepClock
 
 RATES = {"plain fp32": [100.0, 50.0, 200.0], "plain bf16": [300.0, 90.0, 700.0], "distcnn bf16": [200.0, 150.0, 400.0]}
@@ -49,7 +49,7 @@ def test_each_part_keeps_how_it_was_made(tmp_path, monkeypatch):
     trials.keep(path, "peers", "simple_cnn", {**found, "images_per_s": RATES}, "/some/where")
     monkeypatch.setattr(sys, "argv", ["overhead", "/some/where", "--n", "2"])
     seconds = {"on": [10.2, 20.0], "off": [10.0, 19.0]}
-    saving = {"steps": 250, "held_s": [0.25, 0.35], "beside_s": [1.0, 1.2], "steps_s": seconds, "wall_s": seconds}
+    saving = {"blocks": 2, "block": 20, "held_s": [0.25, 0.35], "beside_s": [1.0, 1.2], "steps_s": seconds}
     trials.keep(path, "overhead", "saving", saving, "/some/where")
     starts = {"seconds": {"distcnn": [3.0], "plain": [2.0], "help": [0.1]}}
     trials.keep(path, "overhead", "startup", starts, "/some/where")
@@ -61,6 +61,13 @@ def test_each_part_keeps_how_it_was_made(tmp_path, monkeypatch):
     assert "held up for 0.30 (0.25 to 0.35) s, and 1.10 (1.00 to 1.20) s" in page
     assert "| ratio | 1.50 (1.50 to 1.50) |" in page
     assert "/some/where" not in path.read_text()
+
+
+def test_what_is_on_for_a_block_holds_one_save_in_its_middle():
+    turns = [overhead.turn(step, block=97) for step in range(48, 48 + 4 * 97)]
+    assert [turns[i * 97] for i in range(4)] == ["on", "off", "off", "on"]
+    assert all(len(set(turns[i * 97 : (i + 1) * 97])) == 1 for i in range(4))  # saved at 97, 194, …: halfway
+    assert overhead.turn(0, block=97) == overhead.turn(47, block=97) == "on"
 
 
 def test_the_clock_counts_whole_steps_after_the_warm_up():
