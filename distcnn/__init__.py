@@ -1,3 +1,45 @@
-"""Distributed training of image-classifying CNNs in PyTorch."""
+"""Distributed training of image-classifying CNNs in PyTorch.
+
+The names below are the Python API; each is imported when it is first used, so that `import distcnn` is quick.
+
+>>> import distcnn, numpy
+>>> result = distcnn.train({
+...     "data.source": "synthetic", "data.image_size": 8, "model.name": "resnet9", "model.args": {"width": 4},
+...     "train.duration": "1ep", "tracking.wandb": "disabled", "tracking.console": False,
+... })
+>>> evaluation = distcnn.evaluate(result.folder)
+>>> evaluation["total"], evaluation["correct"] == result.evaluation.correct
+(512, True)
+>>> images = numpy.zeros((5, 8, 8, 3), numpy.uint8)  # as Predictor.decode gives them, stacked
+>>> distcnn.Predictor(result.folder).probabilities(images).shape
+torch.Size([5, 10])
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from distcnn.api import evaluate, train
+    from distcnn.config import Config
+    from distcnn.errors import BadInput, DistcnnError
+    from distcnn.predictor import Prediction, Predictor
+    from distcnn.run import Result
+    from distcnn.trained import Trained, load_model
+
+__all__ = [
+    "BadInput", "Config", "DistcnnError", "Prediction", "Predictor", "Result", "Trained", "evaluate", "load_model",
+    "train",
+]  # fmt: skip
+
+_HOMES = {
+    "train": "api", "evaluate": "api", "Config": "config", "BadInput": "errors", "DistcnnError": "errors",
+    "Prediction": "predictor", "Predictor": "predictor", "Result": "run", "Trained": "trained", "load_model": "trained",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distcnn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"distcnn.{_HOMES[name]}"), name)

@@ -1,6 +1,7 @@
 """The command line: parse, dispatch, exit code. torch is imported late, so that `--help` answers at once."""
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -34,6 +35,8 @@ EPILOG = """examples:
   distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR --train.duration 5ep
   torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
   distcnn evaluate runs/simple_cnn
+  distcnn predict runs/simple_cnn photos/ --top 3
+  distcnn export runs/simple_cnn --format onnx
   distcnn bench step configs/cifar10_cnn.yaml
   distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
 
@@ -52,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
     except Exception as error:
         _tell_launcher(EXIT_FAILED)
         if _lost_contact(error):
@@ -137,13 +143,14 @@ def _train(rest: list[str]) -> int:
 def _evaluate(rest: list[str]) -> int:
     path, arguments = _path_first("evaluate", rest)
     from distcnn.parallel.world import world_from
+    from distcnn.parse import Settings
 
-    if not path.exists():
+    if not path.exists():  # before torch is imported
         raise BadInput(f"{path}: no such run folder or checkpoint")
     world = world_from(os.environ)
     from distcnn.run import evaluate_checkpoint
 
-    record = evaluate_checkpoint(path, arguments, world)
+    record = evaluate_checkpoint(path, Settings().read_arguments(arguments), world)
     if world.is_main:
         for name, accuracy in record["per_class"].items():
             print(f"{name:>20}  {'no images' if accuracy is None else f'{accuracy:.2%}'}")
@@ -152,18 +159,12 @@ def _evaluate(rest: list[str]) -> int:
     return EXIT_OK
 
 
-def _slurm(rest: list[str]) -> int:
-    from distcnn.tools.slurm import run
+def _tool(name: str) -> Callable[[list[str]], int]:
+    def run(rest: list[str]) -> int:
+        importlib.import_module(f"distcnn.tools.{name}").run(rest)
+        return EXIT_OK
 
-    run(rest)
-    return EXIT_OK
-
-
-def _bench(rest: list[str]) -> int:
-    from distcnn.tools.bench import run
-
-    run(rest)
-    return EXIT_OK
+    return run
 
 
 def _print_keys() -> None:
@@ -231,8 +232,10 @@ def _weight(code: str) -> int:
 COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
     "train": ("CONFIG.yaml", "train and evaluate as a YAML file says", _train),
     "evaluate": ("RUN_OR_CHECKPOINT", "evaluate a run's newest checkpoint, or a given one", _evaluate),
-    "bench": ("step CONFIG.yaml", "measure a run's training step, and the machine's best", _bench),
-    "slurm": ("CONFIG.yaml", "write and submit a batch script for a run", _slurm),
+    "predict": ("MODEL PATH…", "the most probable classes of images", _tool("predict")),
+    "export": ("MODEL", "write a model as ONNX, torch.export, TorchScript or safetensors", _tool("export")),
+    "bench": ("step CONFIG.yaml", "measure a run's training step, and the machine's best", _tool("bench")),
+    "slurm": ("CONFIG.yaml", "write and submit a batch script for a run", _tool("slurm")),
 }
 
 if __name__ == "__main__":

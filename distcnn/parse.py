@@ -6,7 +6,7 @@ jsonargparse, the usual choice, stops at the first.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -95,6 +95,15 @@ class Settings:
                 self.values[key] = (text, COMMAND_LINE)
         return self
 
+    def update(self, overrides: "Overrides") -> "Settings":
+        """Add values by their dotted keys, or other Settings."""
+        if isinstance(overrides, Settings):
+            self.values.update(overrides.values)
+            self.problems += overrides.problems
+        else:
+            self.values.update({key: (value, "overrides") for key, value in overrides.items()})
+        return self
+
     def default(self, key: str, value: Any) -> "Settings":
         """Add a value that everything given before it overrides."""
         self.values.setdefault(key, (value, "default"))
@@ -135,6 +144,9 @@ class Settings:
         return self.values[key][1] if key in self.values else "default"
 
 
+Overrides = Settings | Mapping[str, Any]  # such as {"optim.lr": 0.1}
+
+
 def value_at(config: Config, key: str) -> Any:
     """The value at a dotted key."""
     value: Any = config
@@ -154,11 +166,11 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def saved_settings(tree: dict[str, Any], source: str) -> Settings:
-    """The Settings that `to_dict` gave; `source` names where they were saved."""
+def saved_settings(tree: Mapping[str, Any], source: str) -> Settings:
+    """The Settings that `to_dict` gave, or dotted keys; `source` names where they come from."""
     settings = Settings()
     for key, value in tree.items():
-        if key in SECTIONS and isinstance(value, dict):
+        if key in SECTIONS and isinstance(value, Mapping):
             settings.values.update({f"{key}.{leaf}": (one, source) for leaf, one in value.items()})
         else:
             settings.values[key] = (value, source)

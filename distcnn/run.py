@@ -9,31 +9,29 @@ from typing import Any
 
 from torch import nn
 
-from distcnn import models
-from distcnn.build import Parts, check_alike, make_engine, make_loader, make_preprocess, place, prepare
+from distcnn.build import Parts, check_alike, make_engine, make_loader, prepare
 from distcnn.config import Config
 from distcnn.data import sources
-from distcnn.data.augment import Normalize
 from distcnn.data.loader import Preprocess, evaluation_stream
 from distcnn.data.sources import ImageSet, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
 from distcnn.parallel.collectives import on_main
-from distcnn.parallel.device import device_problems, set_up_device
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
-from distcnn.parse import saved_settings, to_dict, to_yaml
+from distcnn.parse import Overrides, to_dict, to_yaml
 from distcnn.records import event
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
 from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
+from distcnn.trained import load_model
 from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints
 from distcnn.training.evaluate import Evaluation, evaluate
-from distcnn.training.folder import load_run, load_weights, make_folder, run_id, save_weights
+from distcnn.training.folder import make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.plan import Plan
 from distcnn.training.saver import Saver
@@ -129,7 +127,8 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             lost = [f"the checkpoint of step {state.step}, which {saver.trouble}"] if saver.trouble else []
             try:
                 with averages.in_place():
-                    save_weights(folder / "model.safetensors", model, described)
+                    done = {"step": state.step, "epoch": -(-state.step // plan.steps_per_epoch)}
+                    save_weights(folder / "model.safetensors", model, {**described, **done})
             except OSError as error:
                 lost.append(f"model.safetensors ({error})")
             return lost
@@ -141,39 +140,19 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         return Result(folder, plan, state, evaluation)
 
 
-def evaluate_checkpoint(path: Path, overrides: list[str], world: World) -> dict[str, Any]:
-    """Evaluate a checkpoint, or a run folder's newest, on its test images; `overrides` such as `--data.root`.
+def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[str, Any]:
+    """Evaluate a checkpoint, or a run folder's newest, on its test images; `overrides` such as `data.root`.
 
-    Returns an eval line as in metrics.jsonl; on every rank alike.
+    Returns an eval line as in metrics.jsonl; on every rank alike. Raises BadInput.
     """
-    if path.is_dir():
-        found, _ = Checkpoints(path / "checkpoints").newest_whole()
-        if found is None:
-            raise BadInput(
-                f"{path}: holds no whole checkpoint in {path / 'checkpoints'}; give a run folder or a .pt file"
-            )
-        path = found
-    saved = load_run(path)
-    config = saved_settings(saved["config"], str(path)).read_arguments(overrides).check(
-        world_size=1, environment=lambda config: [*sources.problems(config.data), *device_problems(config, world)]
-    )  # fmt: skip
-    device, _ = set_up_device(config, world)
-    data = with_classes(sources.load(config.data, "test"), tuple(saved["classes"]))
-    size = saved["image_size"]
+    trained = load_model(path, overrides, world, lambda config: sources.problems(config.data))
+    config, size = trained.config, trained.image_size
+    data = with_classes(sources.load(config.data, "test"), trained.classes)
     if data.images.shape[1] != size:
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
-    model = models.build_model(config.model.name, len(data.classes), size, config.model.args)
-    load_weights(model, saved, path)
-    model = place(model, config, device, compile=config.model.compile)
-    averages = Averages(model, config.train)
-    averages.load_state_dict(saved["averages"])
-    normalize = Normalize(tuple(saved["normalize"]["mean"]), tuple(saved["normalize"]["std"]))
-    preprocess = make_preprocess(config, normalize, device)
-    with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout), averages.in_place():
-        result = _evaluate_on(model, data, config, preprocess, world)
-    step = saved["state"]["step"]
-    epoch = -(-step // saved["plan"]["steps_per_epoch"])
-    return {"kind": "eval", "split": result.split, "step": step, "epoch": epoch, **result.record()}
+    with process_group(world, cuda=trained.device.type == "cuda", timeout_s=config.train.timeout):
+        result = _evaluate_on(trained.model, data, config, trained.preprocess(), world)
+    return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
 
 
 def _described(config: Config, parts: Parts) -> dict[str, Any]:

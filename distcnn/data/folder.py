@@ -80,7 +80,7 @@ def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
     labels: list[int] = []
     empty = []
     for label, name in enumerate(classes):
-        found = sorted(_files(tree / name))
+        found = sorted(files_below(tree / name))
         files += found
         labels += [label] * len(found)
         empty += [name] * (not found)
@@ -89,7 +89,8 @@ def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
     return classes, files, labels
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """All files in a folder and those below it, without hidden ones."""
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.join(where, name) for name in names if not name.startswith("."))  # noqa: PTH118

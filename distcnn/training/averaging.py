@@ -55,6 +55,12 @@ class Averages:
             self._swap()
 
     @torch.no_grad()
+    def apply(self) -> None:
+        """Put the EMA's weights, if there are any, into the model for good."""
+        for own, other in zip(self.averaged if self.ema else [], self.ema, strict=True):
+            own.copy_(other)
+
+    @torch.no_grad()
     def _swap(self) -> None:
         for own, other in zip(self.averaged if self.ema else [], self.ema, strict=True):
             kept = own.clone()

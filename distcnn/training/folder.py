@@ -127,9 +127,7 @@ def load_run(path: Path) -> dict[str, Any]:
     try:
         _SAVED.validate_python(saved)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BadInput(f"{path}: not a checkpoint of a run: {place}: {first['msg']}") from error
+        raise BadInput(f"{path}: not a checkpoint of a run: {_first(error)}") from error
     return saved
 
 
@@ -191,7 +189,9 @@ def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> Non
     config = described["config"]
     metadata = {
         "model": config["model"],
-        **{key: described[key] for key in ("classes", "image_size", "normalize")},
+        "precision": config["train"]["precision"],
+        "views": config["eval"]["views"],
+        **{key: described[key] for key in ("classes", "image_size", "normalize", "step", "epoch")},
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as partial:
@@ -201,4 +201,44 @@ def save_weights(path: Path, model: nn.Module, described: dict[str, Any]) -> Non
             raise OSError(str(error)) from error
 
 
+class Exported(TypedDict):
+    """What stands in the metadata of a model.safetensors: no paths, nothing of where it was trained."""
+
+    model: dict[str, Any]
+    precision: str
+    views: str
+    classes: list[str]
+    image_size: int
+    normalize: Normalize
+    step: int
+    epoch: int
+
+
+def load_exported(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights of a model.safetensors, and what its metadata says. Raises BadInput."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("distcnn")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: not readable as safetensors: {error}") from error
+    if text is None:
+        raise BadInput(f"{path}: holds weights only; distcnn's own model.safetensors says how to use them")
+    try:
+        _EXPORTED.validate_json(text)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {_first(error)}") from error
+    return weights, json.loads(text)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 _SAVED = TypeAdapter(Saved)
+_EXPORTED = TypeAdapter(Exported)

@@ -1,0 +1,37 @@
+"""What a Python program calls: the same as the command line, without its exit codes and signal handlers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distcnn import run
+from distcnn.build import checked
+from distcnn.config import Config
+from distcnn.parallel.world import world_from
+from distcnn.parse import Settings, saved_settings, to_dict
+
+
+def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> run.Result:
+    """Train, in this process's place among those of its launcher; on every rank alike.
+
+    `config` is a YAML file, a Config, or a mapping as nested as the file, or of dotted keys such as
+    `{"optim.lr": 0.1}`; `overrides` are dotted keys. Raises BadInput with every problem found, DistcnnError for a run
+    that failed.
+    """
+    settings = Settings()
+    if isinstance(config, str | Path):
+        settings.read_yaml(Path(config)).default("name", Path(config).stem)
+    else:
+        settings = saved_settings(to_dict(config) if isinstance(config, Config) else config, "config")
+    world = world_from(os.environ)
+    return run.train(checked(settings.update(overrides or {}), world), world)
+
+
+def evaluate(model: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Evaluate a run folder's newest checkpoint, or a file, on the run's test images; on every rank alike.
+
+    Returns the eval line of metrics.jsonl: integers `correct` and `total`, `accuracy` in 0…1, `loss` in nats an image,
+    and so on. Raises BadInput.
+    """
+    return run.evaluate_checkpoint(Path(model), overrides or {}, world_from(os.environ))

@@ -1,0 +1,95 @@
+"""The Python API: its examples run, and what is loaded is what was evaluated."""
+
+import doctest
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import distcnn
+from distcnn import run, trained
+from distcnn.data import sources
+from distcnn.data.sources import ImageSet
+from distcnn.errors import BadInput
+
+SMALL = {
+    "data": {"source": "synthetic", "synthetic_train": 200, "synthetic_test": 101, "image_size": 16},
+    "train": {"duration": "4step", "batch_size": 50, "ema": 0.9, "threads": 1},
+    "model": {"name": "resnet9", "args": {"width": 4}}, "eval": {"views": "mirror"},
+    "tracking": {"wandb": "disabled", "console": False}, "optim.lr": 0.05,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> run.Result:
+    return distcnn.train(SMALL, {"output_dir": str(tmp_path_factory.mktemp("runs")), "seed": 3})
+
+
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(distcnn) == (0, 6)
+
+
+def test_every_name_is_there():
+    assert {name: getattr(distcnn, name).__name__ for name in distcnn.__all__} == {n: n for n in distcnn.__all__}
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = distcnn.nothing
+
+
+def test_what_a_checkpoint_and_the_exported_weights_evaluate_to_is_what_the_run_reported(result):
+    expected = result.evaluation.record()
+    where = {f"data.{key}": value for key, value in SMALL["data"].items()}
+    for path, overrides in ((result.folder, {}), (result.folder / "model.safetensors", where)):
+        found = distcnn.evaluate(path, overrides)
+        assert {key: found[key] for key in expected} == expected
+        assert (found["step"], found["epoch"]) == (4, 1)
+
+
+def test_the_moving_average_is_loaded_not_the_last_weights(result):
+    loaded = distcnn.load_model(result.folder).model.state_dict()
+    saved = torch.load(next((result.folder / "checkpoints").glob("step-*.pt")), weights_only=True)
+    assert not any(torch.equal(loaded[name], saved["model"][name]) for name in loaded if name.endswith("weight"))
+
+
+def test_a_predictor_gives_the_probabilities_that_the_evaluation_counted(result):
+    test_images = _test_images(result)
+    predictor = distcnn.Predictor(result.folder)
+    best = predictor.probabilities(test_images.images).argmax(dim=1).numpy()
+    assert (best == test_images.labels).sum() == result.evaluation.correct
+
+
+def test_bad_models_are_bad_input(tmp_path, result):
+    nowhere, empty, junk = tmp_path / "no", tmp_path / "empty", tmp_path / "junk.pt"
+    empty.mkdir()
+    junk.write_bytes(b"junk")
+    for path in (nowhere, empty, junk):
+        with pytest.raises(BadInput, match=path.name):
+            distcnn.load_model(path)
+    weights = tmp_path / "foreign.safetensors"
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(1)}, weights)
+    with pytest.raises(BadInput, match="weights only"):
+        distcnn.load_model(weights)
+    save_file({"w": torch.zeros(1)}, weights, {"distcnn": json.dumps({"model": {}})})
+    with pytest.raises(BadInput, match="Field required"):
+        distcnn.load_model(weights)
+    with pytest.raises(BadInput, match=r"train\.devise .overrides.: unknown key"):
+        distcnn.load_model(result.folder, {"train.devise": "cpu"})
+
+
+def test_a_file_of_weights_holds_no_paths(result):
+    with (result.folder / "model.safetensors").open("rb") as file:
+        assert str(result.folder.parent).encode() not in file.read()
+
+
+def test_a_config_and_a_mapping_are_the_same_run(result, tmp_path):
+    config = trained.load_model(result.folder).config
+    again = distcnn.train(config, {"output_dir": str(tmp_path)})
+    assert np.array_equal(again.evaluation.confusion, result.evaluation.confusion)
+    assert again.evaluation.loss_sum == result.evaluation.loss_sum
+
+
+def _test_images(result: run.Result) -> ImageSet:
+    return sources.load(trained.load_model(result.folder).config.data, "test")
