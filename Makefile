@@ -35,11 +35,11 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.peers '$(DIR)' --n $(N)
 	$(BIN)/python -m benchmarks.report
 
-# What the tests of Slurm, mpirun and two hosts need (Debian); without it they are skipped.
+# What the tests of Slurm, mpirun, two hosts and the report need (Debian); without it they are skipped.
 packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps
+		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from distcnn import environment
 from distcnn.build import Parts, check_alike, make_engine, make_loader, prepare
 from distcnn.config import Config
 from distcnn.data import sources
@@ -23,10 +24,12 @@ from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
 from distcnn.parse import Overrides, to_dict, to_yaml
 from distcnn.records import event
+from distcnn.report import page as report_page
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.tracking.base import Tracker, Trackers
 from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
+from distcnn.tracking.report import ReportTracker
 from distcnn.trained import load_model
 from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints
@@ -34,6 +37,7 @@ from distcnn.training.evaluate import Evaluation, evaluate
 from distcnn.training.folder import make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.plan import Plan
+from distcnn.training.predictions import save_predictions
 from distcnn.training.saver import Saver
 
 
@@ -90,7 +94,11 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         def evaluate_test() -> Evaluation:
             with averages.in_place():
-                return _evaluate_on(model, parts.test_data, config, loader.preprocess, world, watch)
+                found = _evaluate_on(model, parts.test_data, config, loader.preprocess, world, watch)
+            if world.is_main:
+                with suppress(OSError):  # a full disk: it is for the report only
+                    save_predictions(folder / "predictions.npz", found, parts.test_data, state.step)
+            return found
 
         def save(state: TrainState, best: bool, wait: bool) -> str:
             if world.is_main:
@@ -100,8 +108,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         stop.begin(config.train.timeout)
         on_main(open_trackers, "rank 0 to open its trackers")
-        if parts.saved:
-            trackers.log(event("resumed", state.step, _resumed(parts, state)))
+        name, message = ("resumed", _resumed(parts, state)) if parts.saved else ("started", f"{plan.steps} steps")
+        known = {"launcher": world.launcher, **environment.described(), "plan": described["plan"]}
+        trackers.log(event(name, state.step, message) | {"environment": known})
         try:
             with watch:
                 evaluation = fit(
@@ -119,6 +128,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             on_main(lambda: None, "rank 0 to write its last records")
             raise
         except BaseException as error:
+            trackers.log(event("failed", state.step, f"{type(error).__name__}: {error}".splitlines()[0]))
             trackers.finish(type(error).__name__, {"step": state.step})
             raise
 
@@ -134,7 +144,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             return lost
 
         lost = on_main(write_weights, "rank 0 to write the weights")
-        lost += trackers.finish("done", summary_fields(evaluation, state, plan, folder))
+        trackers.log(event("done", state.step, f"{evaluation.accuracy:.2%}"))
+        report = {"report": folder / "report.html"} if config.tracking.report and not report_page.missing() else {}
+        lost += trackers.finish("done", summary_fields(evaluation, state, plan, folder) | report)
         if lost:
             raise DistcnnError(f"trained to the end, step {state.step}, but could not write {'; '.join(lost)}")
         return Result(folder, plan, state, evaluation)
@@ -176,12 +188,11 @@ def _evaluate_on(
 ) -> Evaluation:
     size = config.eval.batch_size
     stream = evaluation_stream(data, size, preprocess, world.rank, world.size)
-    batches = -(-len(data) // size)
     if watch is not None:
         stream = watch.each(stream, "evaluation")
     device = preprocess.device
     return evaluate(
-        model, stream, batches, data.classes, device, lambda: autocast(device, config.train.precision),
+        model, stream, len(data), size, data.classes, device, lambda: autocast(device, config.train.precision),
         config.eval.views, "holdout" if config.data.holdout else "test",
     )  # fmt: skip
 
@@ -196,6 +207,8 @@ def _trackers(
     if tracking.console:
         title = f"{folder.name}: {config.model.name} on {config.data.source}"
         yield ConsoleTracker(parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step)
+    if tracking.report and report_page.missing() is None:
+        yield ReportTracker(folder)
     mode = wandb_tracking.chosen_mode(tracking)
     if mode != "disabled":
         known = described["config"] | {"plan": described["plan"]}

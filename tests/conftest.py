@@ -120,6 +120,6 @@ def synthetic(tmp_path: Path) -> Path:
         "       crop_padding: 2, cutout: 4}\n"
         "optim: {name: sgd, lr: 0.02}\n"
         "train: {duration: 2ep, batch_size: 240, micro_batch: 20}\n"
-        "tracking: {wandb: disabled}\n"
+        "tracking: {wandb: disabled, report: false}\n"
     )
     return config

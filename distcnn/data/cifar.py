@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import wrap_file
 
 from distcnn.config import DataConfig
-from distcnn.data.folder import Arrays
 from distcnn.errors import BadInput
 from distcnn.parallel.waiting import locked
 
@@ -35,7 +34,9 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def load_cifar(config: DataConfig, split: Literal["train", "test"]) -> Arrays:
+def load_cifar(
+    config: DataConfig, split: Literal["train", "test"]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     """Images [N, 32, 32, 3] uint8, labels [N] int64 and class names. Raises BadInput.
 
     Names, addresses and checksums are torchvision's. With `data.url` another archive in the same format is taken,

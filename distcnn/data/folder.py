@@ -24,11 +24,11 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 _FORMAT = 1  # of the cache; part of its key
 _CHUNK = 64  # images a task
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
 
-
-def load_folder(config: DataConfig, split: Literal["train", "test"]) -> Arrays:
-    """Images [N, S, S, 3] uint8, labels [N] int64 and class names of a tree of images.
+def load_folder(
+    config: DataConfig, split: Literal["train", "test"]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...], list[str]]:
+    """Images [N, S, S, 3] uint8, labels [N] int64, class names and files (relative to the root) of a tree of images.
 
     The tree is `root/train/<class>/…` and `root/test/<class>/…` (or val, valid, validation), or `root/<class>/…`
     alone, from which `data.test_fraction` of each class is kept for testing, the same images every time. Raises
@@ -52,9 +52,10 @@ def load_folder(config: DataConfig, split: Literal["train", "test"]) -> Arrays:
                 f"data.root = {root}: no class has a second image to keep for testing; add images or a test/ folder"
             )
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    names = [file[len(str(root)) + 1 :] for file in files]
     cache = _cache_folder(config) / _key(root, files, config.image_size)
     _build_once(cache, files, config.image_size)
-    return _mapped(cache, len(files), config.image_size), np.asarray(labels, np.int64), classes
+    return _mapped(cache, len(files), config.image_size), np.asarray(labels, np.int64), classes, names
 
 
 def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:

@@ -25,6 +25,7 @@ class ImageSet:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    files: Sequence[str] = ()  # [N] where each test image came from, if it was a file of its own
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,7 +66,8 @@ def load(config: DataConfig, split: Split) -> ImageSet:
 
 def _read(config: DataConfig, split: Split) -> ImageSet:
     if config.source == "folder":
-        return ImageSet(*load_folder(config, split))
+        images, labels, classes, files = load_folder(config, split)
+        return ImageSet(images, labels, classes, files if split == "test" or config.holdout else ())
     if config.source == "digits":
         return _digits(split)
     if config.source == "synthetic":
@@ -91,7 +93,7 @@ def with_classes(data: ImageSet, classes: tuple[str, ...]) -> ImageSet:
     if foreign := [name for name in data.classes if name not in classes]:
         raise BadInput(f"data: the model does not know {_listed(foreign)}; it knows {_listed(classes)}")
     index = np.array([classes.index(name) for name in data.classes], np.int64)
-    return ImageSet(data.images, index[data.labels], classes)
+    return ImageSet(data.images, index[data.labels], classes, data.files)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -101,7 +103,9 @@ def _listed(names: Sequence[str]) -> str:
 def _rows(data: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
     """A part of the images, in their own order."""
     rows = np.sort(rows)
-    return ImageSet(data.images[rows], data.labels[rows], data.classes)
+    return ImageSet(
+        data.images[rows], data.labels[rows], data.classes, [data.files[i] for i in rows] if data.files else ()
+    )
 
 
 def _digits(split: Split) -> ImageSet:

@@ -22,6 +22,7 @@ from distcnn.parallel.world import World
 
 T = TypeVar("T")
 _FRAMES = 16  # of a stack, the innermost
+_WAITS = ("gradient sync", "agreement")  # phases in which a rank stands still for the others
 _SPEAKERS = 4  # so many ranks know of all the others; the rest know of these, so that a large job's store has rest
 
 
@@ -62,6 +63,7 @@ class Watchdog:
         self.pause_s = min(5.0, timeout_s / 20)
         self.phase, self.step, self.moves = "start", 0, 0
         self.moved = time.monotonic()
+        self.waited_s = 0.0  # the main thread has stood still for the others; on CUDA the host's view of it
         self.others = set(range(world.size if world.rank < _SPEAKERS else min(_SPEAKERS, world.size)))
         self.seen: dict[int, tuple[Beat, float]] = {}  # by rank: the newest beat, and when it came
         self.watched = threading.get_ident()
@@ -69,9 +71,12 @@ class Watchdog:
 
     def enter(self, phase: str) -> None:
         """The main thread begins something else. Called several times a step; costs next to nothing."""
+        now = time.monotonic()
+        if self.phase in _WAITS:
+            self.waited_s += now - self.moved
         self.phase = phase
         self.moves += 1
-        self.moved = time.monotonic()
+        self.moved = now
 
     def each(self, items: Iterable[T], phase: str) -> Iterator[T]:
         """Enter the phase anew for each of the items."""

@@ -53,7 +53,7 @@ class ConsoleTracker:
             self._train(record)
         elif record["kind"] == "eval":
             self._line(record["step"], record)
-        else:
+        elif record["event"] not in ("started", "done"):  # the tables at both ends say that
             self._print(f"{record['event'].replace('_', ' ')}: {record['message']}")
 
     def _train(self, record: Record) -> None:

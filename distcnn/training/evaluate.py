@@ -23,6 +23,8 @@ class Evaluation:
     top5_correct: int  # the true class is among the five best (or all, if there are fewer)
     loss_sum: float  # cross-entropy in nats, summed over the images
     classes: tuple[str, ...]
+    best: NDArray[np.int64]  # [images, k]: the k most probable classes of each image, k = 5 or all, best first
+    probabilities: NDArray[np.float32]  # [images, k]: theirs
     split: str = "test"  # or "holdout"
 
     @property
@@ -64,22 +66,26 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[int, Tensor, Tensor]],
-    num_batches: int,
+    size: int,
+    batch_size: int,
     classes: tuple[str, ...],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     views: Views = "one",
     split: str = "test",
 ) -> Evaluation:
-    """Evaluate the unwrapped `model` on this rank's (batch number, images, labels), of `num_batches` over all ranks.
+    """Evaluate the unwrapped `model` on this rank's (batch number, images, labels); `size` images over all ranks.
 
-    Called on all ranks, also on those without a batch: the two all-reduces stand behind the loop. The loss of
-    each batch travels in a place of its own and is summed in the batches' order, so that it is the same to the
-    bit at every world size.
+    Called on all ranks, also on those without a batch: the all-reduces stand behind the loop. What belongs to a
+    batch or an image travels in a place of its own, where the other ranks hold zeros, and the losses are summed in the
+    batches' order, so that all of it is the same to the bit at every world size.
     """
     k = len(classes)
+    shown = min(5, k)
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=device)  # the confusion matrix, and top-5 hits
-    losses = torch.zeros(num_batches, dtype=torch.float64, device=device)
+    losses = torch.zeros(-(-size // batch_size), dtype=torch.float64, device=device)
+    best = torch.zeros(size, shown, dtype=torch.int64, device=device)
+    probabilities = torch.zeros(size, shown, device=device)
     was_training = model.training
     model.eval()
     for number, images, labels in batches:
@@ -88,11 +94,15 @@ def evaluate(
         losses[number] = F.cross_entropy(logits, labels, reduction="none").double().sum()
         cell = labels * k + logits.argmax(dim=1)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
-        best = logits.topk(min(5, k), dim=1).indices
-        counts[-1] += (best == labels[:, None]).sum()
+        rows = slice(number * batch_size, number * batch_size + len(labels))
+        torch.topk(logits.softmax(dim=1), shown, dim=1, out=(probabilities[rows], best[rows]))
+        counts[-1] += (best[rows] == labels[:, None]).sum()
     model.train(was_training)
-    sum_ranks(counts)
-    sum_ranks(losses)
+    for own in (counts, losses, best, probabilities):
+        sum_ranks(own)
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
-    return Evaluation(confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), classes, split)
+    return Evaluation(
+        confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), classes, best.cpu().numpy(),
+        probabilities.cpu().numpy(), split,
+    )  # fmt: skip

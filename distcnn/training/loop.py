@@ -62,7 +62,7 @@ def fit(
     all ranks with Stopped, the step saved.
     """
     running = RunningStatistics(engine.computed, plan.accumulation * plan.world_size)
-    losses = StepLosses(plan, schedule, state, log, engine.device)
+    losses = StepLosses(plan, schedule, state, log, engine.device, lambda: watch.waited_s)
     evaluation = None
     engine.computed.train()
     while state.step < plan.steps:
@@ -81,6 +81,7 @@ def fit(
             signal, due = stop.agreed(save_due())
             saving = last or bool(signal) or due or state.step % plan.checkpoint_every == 0
             if evaluating or saving or losses.count == log_every:
+                watch.enter("log")
                 losses.flush()  # raises on all ranks if any loss was not finite: nothing after it is kept
             improved = False
             if evaluating:
@@ -157,14 +158,23 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 class StepLosses:
-    """Each step's loss stays on the device until a log point, where all ranks meet once for all steps since."""
+    """Each step's loss stays on the device until a log point, where all ranks meet once for all steps since.
+
+    They tell each other too how long they were busy: all but the time, by `waited_s`, that they stood still for others.
+    """
 
     def __init__(
-        self, plan: Plan, schedule: Schedule, state: TrainState, log: Callable[[Record], None], device: torch.device
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        state: TrainState,
+        log: Callable[[Record], None],
+        device: torch.device,
+        waited_s: Callable[[], float],
     ):
         self.plan, self.schedule, self.state, self.log = plan, schedule, state, log
         self.parts: list[torch.Tensor] = []
-        self.device = device
+        self.device, self.waited_s = device, waited_s
         self.restart_clock()
 
     @property
@@ -178,17 +188,20 @@ class StepLosses:
 
     def restart_clock(self) -> None:
         """Leave the time since the last log point (evaluation, saving) out of the throughput."""
-        self.started = time.perf_counter()
+        self.started, self.waited_before = time.perf_counter(), self.waited_s()
 
     def flush(self) -> None:
         """Log every step since the last time. Raises NonFiniteLoss on all ranks at the first bad one."""
         if not self.parts:
             return
-        by_rank = stack_ranks(torch.stack(self.parts)).cpu().double()  # [world, steps]; the one wait for the device
+        own_s = time.perf_counter() - self.started - (self.waited_s() - self.waited_before)
+        own = torch.stack([*self.parts, torch.full_like(self.parts[0], own_s)])
+        by_rank = stack_ranks(own).cpu().double()  # [world, steps + 1]; the one wait for the device
         seconds = time.perf_counter() - self.started
+        busy = by_rank[:, -1].tolist()
         first = self.state.step - len(self.parts)
         images = sum(self._images(first + i) for i in range(len(self.parts)))
-        for i, loss in enumerate(by_rank.sum(dim=0).tolist()):
+        for i, loss in enumerate(by_rank[:, :-1].sum(dim=0).tolist()):
             step = first + i
             epoch, lr = step // self.plan.steps_per_epoch + 1, self.schedule.lr_at(step)
             bad = [rank for rank, part in enumerate(by_rank[:, i].tolist()) if not _finite(part)]
@@ -205,6 +218,11 @@ class StepLosses:
                 "loss": loss,
                 "lr": lr,
             }
+            if len(busy) > 1:
+                record["slowest_rank"], record["rank_spread"] = (
+                    busy.index(max(busy)),
+                    max(busy) / max(min(busy), 1e-9) - 1,
+                )
             self.log({**record, "images_per_s": images / seconds})
         self.parts.clear()
         self.restart_clock()

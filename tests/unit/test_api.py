@@ -17,7 +17,7 @@ SMALL = {
     "data": {"source": "synthetic", "synthetic_train": 200, "synthetic_test": 101, "image_size": 16},
     "train": {"duration": "4step", "batch_size": 50, "ema": 0.9, "threads": 1},
     "model": {"name": "resnet9", "args": {"width": 4}}, "eval": {"views": "mirror"},
-    "tracking": {"wandb": "disabled", "console": False}, "optim.lr": 0.05,
+    "tracking": {"wandb": "disabled", "console": False, "report": False}, "optim.lr": 0.05,
 }  # fmt: skip
 
 

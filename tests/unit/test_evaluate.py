@@ -31,7 +31,7 @@ def evaluated(logits, labels, batch_size=7, classes=None):
     cut = evaluation_batches(len(labels), batch_size)
     names = tuple(f"c{i}" for i in range(classes or logits.shape[1]))
     batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
-    return evaluate(Table(logits), batches, len(cut), names, CPU, nullcontext)
+    return evaluate(Table(logits), batches, len(labels), batch_size, names, CPU, nullcontext)
 
 
 @pytest.mark.parametrize("k", [2, 4, 5, 6, 10])
@@ -50,6 +50,10 @@ def test_counts_and_loss_are_those_of_a_plain_computation(n, k):
     assert result.top5_correct == sum(place < 5 for place in places)
     assert k > 5 or result.top5_correct == n
     assert result.loss_sum == pytest.approx(F.cross_entropy(logits.double(), labels, reduction="sum").item(), rel=1e-6)
+    assert result.best.shape == result.probabilities.shape == (n, min(5, k))
+    assert np.array_equal(result.best[:, 0], logits.argmax(1))
+    wanted = logits.double().softmax(1).sort(dim=1, descending=True).values[:, :5]
+    np.testing.assert_allclose(result.probabilities, wanted, rtol=1e-5)
 
 
 def test_the_loss_weighs_each_image_once_at_any_batch_size():
@@ -64,20 +68,22 @@ def test_the_order_in_which_batches_arrive_changes_no_bit():
     cut = evaluation_batches(60, 7)
     batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
     names = tuple("abcdefghij")
-    sums = {evaluate(Table(logits), order, 9, names, CPU, nullcontext).loss_sum for order in (batches, batches[::-1])}
+    sums = {
+        evaluate(Table(logits), order, 60, 7, names, CPU, nullcontext).loss_sum for order in (batches, batches[::-1])
+    }
     assert len(sums) == 1
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_restored(training):
     model = Table(torch.eye(3)).train(training)
-    result = evaluate(model, [(0, torch.arange(3), torch.arange(3))], 1, ("a", "b", "c"), CPU, nullcontext)
+    result = evaluate(model, [(0, torch.arange(3), torch.arange(3))], 3, 3, ("a", "b", "c"), CPU, nullcontext)
     assert model.training is training
     assert result.accuracy == 1
 
 
 def test_a_rank_without_batches_gives_zeros():
-    result = evaluate(Table(torch.eye(3)), [], 2, ("a", "b", "c"), CPU, nullcontext)
+    result = evaluate(Table(torch.eye(3)), [], 4, 2, ("a", "b", "c"), CPU, nullcontext)
     assert (result.total, result.correct, result.top5_correct, result.loss_sum) == (0, 0, 0, 0.0)
 
 
@@ -86,13 +92,13 @@ def test_the_forward_runs_under_autocast_and_counts_in_full_precision():
     seen = []
     model.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     batches = [(0, torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]
-    evaluate(model, batches, 1, ("a", "b", "c"), CPU, lambda: torch.autocast("cpu", torch.bfloat16))
+    evaluate(model, batches, 5, 5, ("a", "b", "c"), CPU, lambda: torch.autocast("cpu", torch.bfloat16))
     assert seen == [torch.bfloat16]
 
 
 def test_a_record_holds_plain_values():
     confusion = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 4]])
-    record = Evaluation(confusion, 9, 5.0, ("cat", "dog", "eel")).record()
+    record = Evaluation(confusion, 9, 5.0, ("cat", "dog", "eel"), np.zeros((10, 3), int), np.zeros((10, 3))).record()
     assert record == {
         "correct": 7, "total": 10, "accuracy": 0.7, "top5_correct": 9, "top5_accuracy": 0.9, "loss": 0.5,
         "per_class": {"cat": 0.75, "dog": None, "eel": 4 / 6}, "confusion": confusion.tolist(),

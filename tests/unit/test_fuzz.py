@@ -159,7 +159,7 @@ def test_caches(images, edits):
     (cache / "images.npy").write_bytes(mutated(content, edits))
 
     def use():
-        found, labels, _ = load_folder(config, "train")
+        found, labels, *_ = load_folder(config, "train")
         assert found.shape == (2, 4, 4, 3)
         assert len(labels) == 2
 

@@ -18,7 +18,7 @@ from tests.conftest import run_torchrun
 def model(tmp_path_factory):
     return distcnn.train({
         "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 20, "image_size": 16},
-        "train": {"duration": "2step", "batch_size": 50, "threads": 1}, "tracking": {"wandb": "disabled", "console": False},
+        "train": {"duration": "2step", "batch_size": 50, "threads": 1}, "tracking": {"wandb": "disabled", "console": False, "report": False},
         "model": {"name": "resnet9", "args": {"width": 4}}, "output_dir": str(tmp_path_factory.mktemp("runs")),
     }).folder  # fmt: skip
 

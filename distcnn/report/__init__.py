@@ -1,0 +1,1 @@
+"""The report of one run or several: one HTML file that opens from the disk."""

@@ -1,0 +1,59 @@
+"""`distcnn report RUN [RUN …]`: one HTML file about one run, or about several side by side."""
+
+import argparse
+from pathlib import Path
+
+from distcnn.errors import BadInput
+
+EPILOG = """examples:
+  distcnn report runs/simple_cnn                       writes runs/simple_cnn/report.html
+  distcnn report runs/a runs/b runs/c --output abc.html
+
+The file opens from the disk and asks nothing of the network. A training writes its own when it ends, unless
+tracking.report is false; of one that is still running, or has died, it shows what has been logged.
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Write the report, and print where it is. Raises BadInput."""
+    options = _parser().parse_args(arguments)
+    folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
+    from distcnn.history import read_history
+    from distcnn.report.page import missing, page
+    from distcnn.training.checkpoint import whole_file
+
+    if problem := missing():
+        raise BadInput(f"distcnn report: {problem}")
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_history(folder))
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(problems)
+    output = Path(options.output) if options.output else folders[0] / "report.html"
+    if len(folders) > 1 and not options.output:
+        output = Path("report.html")
+    text = page(runs)
+    try:
+        with whole_file(output) as aside:
+            aside.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise BadInput(f"--output {output}: {error.strerror}; give a file in a folder that can be written") from error
+    print(f"{output}: {len(text) / 1e6:.1f} MB")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "distcnn report",
+        usage="distcnn report RUN [RUN ...] [--output FILE]",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="run folders")
+    add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")
+    return parser
