@@ -4,16 +4,17 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
-from distcnn.errors import BadInput
+from distcnn.errors import EXIT_PREEMPTED, BadInput
 from distcnn.records import Record
 from distcnn.training.predictions import Predictions, load_predictions
 
-State = Literal["running", "done", "stopped", "failed", "died"]
+State = Literal["running", "done", "preempted", "interrupted", "failed", "died"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class History:
         return found
 
     @property
+    def images_per_s(self) -> float | None:
+        """The median over the log."""
+        speeds = [record["images_per_s"] for record in self.of("train")]
+        return median(speeds) if speeds else None
+
+    @property
     def step(self) -> int:
         """Optimizer steps that are in the log."""
         return max((record["step"] for record in self.records), default=0)
@@ -68,16 +75,16 @@ class History:
     @cached_property
     def state(self) -> State:
         """running: the log has no end, and a process holds the folder. died: none does."""
-        ends: dict[str, State] = {"done": "done", "stopped": "stopped", "failed": "failed"}
-        last = self.of("event")[-1:]
-        if last and last[0]["event"] in ends:
-            return ends[last[0]["event"]]
-        return "running" if _is_locked(self.folder) else "died"
+        last = self.of("event")[-1] if self.of("event") else {"event": ""}
+        if last["event"] == "stopped":
+            return "preempted" if last.get("exit_code") == EXIT_PREEMPTED else "interrupted"
+        ends: dict[str, State] = {"done": "done", "failed": "failed"}
+        return ends.get(last["event"]) or ("running" if _is_locked(self.folder) else "died")
 
     @property
     def reason(self) -> str:
-        """Why it is stopped or failed, in its own words."""
-        return str(self.of("event")[-1]["message"]) if self.state in ("stopped", "failed") else ""
+        """Why it was stopped or failed, in its own words."""
+        return str(self.of("event")[-1]["message"]) if self.state in ("preempted", "interrupted", "failed") else ""
 
     def predictions(self) -> Predictions | None:
         """Those of the newest evaluation, if they were kept. Raises BadInput where they are damaged."""

@@ -122,7 +122,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
                 if evaluation is None:  # the checkpoint was that of the end
                     evaluation = evaluate_test()
         except Stopped as error:
-            trackers.log(event("stopped", state.step, str(error)))
+            trackers.log(event("stopped", state.step, str(error)) | {"exit_code": error.exit_code})
             trackers.finish("stopped", {"step": f"{state.step} of {plan.steps}"})
             # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
             on_main(lambda: None, "rank 0 to write its last records")

@@ -23,7 +23,8 @@ from distcnn.training.predictions import Predictions
 HERE = Path(__file__).parent
 _MISTAKES = 24
 _STATES = {
-    "running": "is running", "done": "ran to its end", "stopped": "was stopped", "failed": "failed",
+    "running": "is running", "done": "ran to its end", "preempted": "was preempted", "interrupted": "was interrupted",
+    "failed": "failed",
     "died": "ended without a word: killed, or its machine went away",
 }  # fmt: skip
 
@@ -107,8 +108,8 @@ def _headlines(run: History) -> list[tuple[str, str, str]]:
             found.append((f"{last.get('split', 'test')} loss", f"{last['loss']:.4f}", "nats an image"))
     done = f"of {plan['steps']:,}" if "steps" in plan else ""
     found.append(("steps", f"{run.step:,}", done))
-    if speeds := [record["images_per_s"] for record in run.of("train")]:
-        found.append(("images/s", f"{np.median(speeds):,.0f}", "median over all ranks"))
+    if run.images_per_s is not None:
+        found.append(("images/s", f"{run.images_per_s:,.0f}", "of all ranks, median"))
     events = [record for record in run.of("event") if "time" in record]
     if len(events) > 1:
         span = timedelta(seconds=round(events[-1]["time"] - events[0]["time"]))
@@ -122,11 +123,10 @@ def _headlines(run: History) -> list[tuple[str, str, str]]:
 
 def _row(run: History) -> dict[str, Any]:
     last, best = run.evaluations[-1] if run.evaluations else None, run.best
-    speeds = [record["images_per_s"] for record in run.of("train")]
     return {
         "name": run.name, "state": run.state, "steps": run.step, "accuracy": last and last["accuracy"],
         "best": best and best["accuracy"], "loss": last and last.get("loss"),
-        "speed": float(np.median(speeds)) if speeds else None,
+        "speed": run.images_per_s,
     }  # fmt: skip
 
 
