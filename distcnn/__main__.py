@@ -35,6 +35,7 @@ EPILOG = """examples:
   distcnn train configs/simple_cnn.yaml --data.source folder --data.root DIR --train.duration 5ep
   torchrun --standalone --nproc_per_node=2 -m distcnn train configs/cifar10_cnn.yaml --optim.lr 0.1
   distcnn evaluate runs/simple_cnn
+  distcnn trials configs/digits.yaml -n 5
   distcnn runs --sort accuracy
   distcnn report runs/simple_cnn
   distcnn predict runs/simple_cnn photos/ --top 3
@@ -234,6 +235,7 @@ def _weight(code: str) -> int:
 COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
     "train": ("CONFIG.yaml", "train and evaluate as a YAML file says", _train),
     "evaluate": ("RUN_OR_CHECKPOINT", "evaluate a run's newest checkpoint, or a given one", _evaluate),
+    "trials": ("CONFIG.yaml -n N", "the same run over N seeds, and beside another one", _tool("trials")),
     "runs": ("[FOLDER]", "a table of the runs in a folder", _tool("runs")),
     "report": ("RUN [RUN …]", "one HTML file about a run, or about several side by side", _tool("report")),
     "predict": ("MODEL PATH…", "the most probable classes of images", _tool("predict")),

@@ -144,9 +144,10 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             return lost
 
         lost = on_main(write_weights, "rank 0 to write the weights")
-        trackers.log(event("done", state.step, f"{evaluation.accuracy:.2%}"))
+        status, message = ("failed", f"could not write {'; '.join(lost)}") if lost else ("done", "")
+        trackers.log(event(status, state.step, message or f"{evaluation.accuracy:.2%}"))
         report = {"report": folder / "report.html"} if config.tracking.report and not report_page.missing() else {}
-        lost += trackers.finish("done", summary_fields(evaluation, state, plan, folder) | report)
+        lost += trackers.finish(status, summary_fields(evaluation, state, plan, folder) | report)
         if lost:
             raise DistcnnError(f"trained to the end, step {state.step}, but could not write {'; '.join(lost)}")
         return Result(folder, plan, state, evaluation)

@@ -1,0 +1,139 @@
+"""distcnn trials: ordinary runs, kept when the command comes again, and added up as a statistician would."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from distcnn.tools.trial_statistics import paired, summary
+from distcnn.tools.trials import added_up
+from tests.conftest import clean_environment, metrics, run_ranks
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """Two small runs, the second with a larger learning rate."""
+    paths = []
+    for name, lr in (("slow", 0.001), ("quick", 0.05)):
+        paths.append(tmp_path / f"{name}.yaml")
+        paths[-1].write_text(
+            f"output_dir: {tmp_path / 'runs'}\n"
+            "data: {source: synthetic, synthetic_train: 200, synthetic_test: 101, image_size: 16}\n"
+            f"optim: {{name: sgd, lr: {lr}}}\nmodel: {{name: resnet9, args: {{width: 4}}}}\n"
+            "train: {duration: 2ep, batch_size: 20, threads: 1}\ntracking: {wandb: disabled, report: false}\n"
+        )
+    return paths
+
+
+def losses(run):
+    return [line["loss"] for line in metrics(run) if line["kind"] != "event"]
+
+
+def test_two_configs_over_shared_seeds_equal_the_same_runs_by_hand(configs, tmp_path):
+    arguments = ["trials", configs[0], "-n", "3", "--vs", configs[1], "--parallel", "2", "--json"]
+    outcome = run_ranks(arguments)
+    assert outcome.codes == [0], outcome.err
+    found = json.loads(outcome.out.splitlines()[-1])
+    runs = tmp_path / "runs"
+    by_hand = run_ranks(["train", configs[1], "--seed", "1", "--name", "by-hand"])
+    assert by_hand.codes == [0], by_hand.err
+    assert losses(runs / "by-hand") == losses(runs / "quick-seed1")
+    accuracies = {
+        name: [metrics(runs / f"{name}-seed{seed}", "eval")[-1]["accuracy"] for seed in range(3)]
+        for name in ("slow", "quick")
+    }
+    for name, values in accuracies.items():
+        assert [trial["accuracy"] for trial in found["configs"][name]["trials"]] == values
+        assert found["configs"][name]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    difference = np.subtract(accuracies["quick"], accuracies["slow"])
+    assert found["difference"]["mean"] == pytest.approx(difference.mean())
+    assert json.loads((runs / "slow-vs-quick-trials.json").read_text()) == found
+    assert (runs / "slow-vs-quick-trials.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{100 * difference.mean():+.2f} points" in outcome.out
+
+    # Again: nothing is trained, the table is the same. With one seed more, only that one is.
+    before = {path: path.read_bytes() for path in runs.glob("*/metrics.jsonl")}
+    again = run_ranks(arguments)
+    assert json.loads(again.out.splitlines()[-1]) == found
+    more = run_ranks(["trials", configs[0], "-n", "4"])
+    assert more.codes == [0], more.err
+    assert more.out.count(" in ") == 1
+    assert "slow-seed3: " in more.out
+    assert all(path.read_bytes() == text for path, text in before.items())
+    # Another run under these names is refused, and a longer one goes on.
+    other = run_ranks(["trials", configs[0], "-n", "1", "--optim.lr", "0.5"])
+    assert other.codes == [2]
+    assert "slow-seed0: was trained otherwise: optim.lr was 0.001, is 0.5" in other.err
+    longer = run_ranks(["trials", configs[0], "-n", "1", "--train.duration", "3ep"])
+    assert longer.codes == [0], longer.err
+    assert [line["step"] for line in metrics(runs / "slow-seed0", "train")] == list(range(1, 31))
+
+
+def test_a_signal_stops_the_trial_under_way_and_the_command_goes_on_from_there(configs, tmp_path):
+    straight = run_ranks(["train", configs[0], "--seed", "0", "--train.duration", "40ep", "--name", "straight"])
+    assert straight.codes == [0], straight.err
+    command = [sys.executable, "-m", "distcnn", "trials", str(configs[0]), "-n", "1", "--train.duration", "40ep"]
+    log = tmp_path / "runs" / "slow-seed0" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (log.exists() and b'"train"' in log.read_bytes()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "goes on from here" in err
+    assert len(metrics(log.parent, "train")) < 400
+    again = run_ranks([*command[3:]])
+    assert again.codes == [0], again.err
+    assert losses(log.parent) == losses(tmp_path / "runs" / "straight")
+
+
+def test_a_failing_trial_does_not_hide_the_others(configs, tmp_path):
+    (tmp_path / "runs" / "slow-seed1").mkdir(parents=True)
+    (tmp_path / "runs" / "slow-seed1" / "checkpoints").write_text("not a folder")
+    outcome = run_ranks(["trials", configs[0], "-n", "3", "--train.duration", "1ep", "--json"])
+    assert outcome.codes == [1]
+    found = json.loads(outcome.out.splitlines()[-1])
+    assert [trial["seed"] for trial in found["configs"]["slow"]["trials"]] == [0, 2]
+    assert "1 of 3 trials failed: slow-seed1" in outcome.err
+    assert "slow-seed1.log" in outcome.err
+
+
+def test_bad_requests_are_refused_before_anything_runs(configs, tmp_path):
+    outcome = run_ranks(["trials", configs[0], "-n", "0", "--parallel", "0"])
+    assert outcome.codes == [2]
+    assert "-n 0" in outcome.err
+    assert "--parallel 0" in outcome.err
+    same = run_ranks(["trials", configs[0], "-n", "2", "--vs", configs[0]])
+    assert same.codes == [2]
+    assert "its name, slow, is that of" in same.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_statistics_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.9, 0.01, 7), rng.normal(0.91, 0.01, 7)
+    one = summary(a.tolist())
+    interval = stats.ttest_1samp(a, 0).confidence_interval(0.95)
+    assert (one.mean, one.deviation) == pytest.approx((a.mean(), a.std(ddof=1)))
+    assert (one.low, one.high) == pytest.approx(tuple(interval))
+    found = paired(a.tolist(), b.tolist())
+    test = stats.ttest_rel(b, a)
+    assert found["p"] == pytest.approx(test.pvalue)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+
+
+def test_what_cannot_be_computed_is_none():
+    assert (summary([0.5]).deviation, summary([0.5]).low) == (None, None)
+    assert paired([0.5], [0.6])["p"] is None
+    assert paired([0.5, 0.5], [0.75, 0.75])["p"] is None
+    record = {"accuracy": 0.5, "loss": None}
+    found = added_up({"a": {0: record}, "b": {1: record}})
+    assert "difference" not in found
+    assert "loss" not in found["configs"]["a"]
