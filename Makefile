@@ -39,7 +39,7 @@ bench: .venv/.bench
 packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium
+		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium faketime
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -40,6 +40,7 @@ EPILOG = """examples:
   distcnn report runs/simple_cnn
   distcnn predict runs/simple_cnn photos/ --top 3
   distcnn export runs/simple_cnn --format onnx
+  torchrun --standalone --nproc_per_node=2 -m distcnn doctor
   distcnn bench step configs/cifar10_cnn.yaml
   distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
 
@@ -240,6 +241,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
     "report": ("RUN [RUN …]", "one HTML file about a run, or about several side by side", _tool("report")),
     "predict": ("MODEL PATH…", "the most probable classes of images", _tool("predict")),
     "export": ("MODEL", "write a model as ONNX, torch.export, TorchScript or safetensors", _tool("export")),
+    "doctor": ("", "what of this machine, launcher and network will not do, and the cure", _tool("doctor")),
     "bench": ("step CONFIG.yaml", "measure a run's training step, and the machine's best", _tool("bench")),
     "slurm": ("CONFIG.yaml", "write and submit a batch script for a run", _tool("slurm")),
 }

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ LAUNCHER_NAMES = (
     "NO_COLOR",
     "FORCE_COLOR",
 )
+NET = "10.78.0"  # of the two hosts
 TIMEOUT = 300  # seconds until a hang becomes a failure
 
 
@@ -123,3 +124,58 @@ def synthetic(tmp_path: Path) -> Path:
         "tracking: {wandb: disabled, report: false}\n"
     )
     return config
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *map(str, arguments)], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two hosts on a bridge. As Debian sets it up, the name of a host is 127.0.1.1 to itself, which others cannot reach."""
+    require("ip", "unshare", root=True)
+    bridge, names = "distcnn0", ["distcnn-host1", "distcnn-host2"]
+
+    def remove():
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            for file in Path("/etc/netns", name).glob("*"):
+                file.unlink()
+        subprocess.run(["ip", "link", "del", bridge], capture_output=True)
+
+    remove()
+    ip("link", "add", bridge, "type", "bridge")
+    ip("link", "set", bridge, "up")
+    for i, name in enumerate(names, start=1):
+        ip("netns", "add", name)
+        for link in ("eth0", "eth1"):  # eth1 leads nowhere
+            ip("link", "add", f"dc{i}{link}", "type", "veth", "peer", "name", link, "netns", name)
+            ip("-n", name, "link", "set", link, "up")
+            ip("link", "set", f"dc{i}{link}", "up")
+        ip("link", "set", f"dc{i}eth0", "master", bridge)
+        ip("-n", name, "addr", "add", f"{NET}.{i}/24", "dev", "eth0")
+        ip("-n", name, "addr", "add", f"10.79.{i}.1/24", "dev", "eth1")
+        ip("-n", name, "link", "set", "lo", "up")
+        others = "".join(f"{NET}.{j} {other}\n" for j, other in enumerate(names, start=1) if other != name)
+        Path("/etc/netns", name).mkdir(parents=True, exist_ok=True)  # `ip netns exec` lays it over /etc
+        Path("/etc/netns", name, "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others}")
+    try:
+        yield names
+    finally:
+        remove()
+
+
+def start_on(host, *arguments, **environment):
+    inside = ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh"]
+    return subprocess.Popen([*inside, *map(str, arguments)], env=clean_environment() | environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def outcomes(processes):
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [p.returncode for p in processes], "".join(o for o, _ in outputs), "".join(e for _, e in outputs)

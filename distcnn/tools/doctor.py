@@ -1,0 +1,228 @@
+"""`distcnn doctor`: is this machine, and are all ranks of this launcher, fit for a training?"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distcnn.errors import BadEnvironment, DistcnnError, NoMeeting
+
+if TYPE_CHECKING:
+    from distcnn.parallel.world import World
+    from distcnn.tools.doctor_local import Finding
+
+EPILOG = """examples:
+  distcnn doctor
+  torchrun --standalone --nproc_per_node=4 -m distcnn doctor
+  srun -N 2 --ntasks-per-node=4 python -m distcnn doctor --json
+
+Start it as the training would be started: what a launcher sets is part of what it looks at. With several ranks it also
+measures their clocks, all-reduces and links. Nothing is left behind. The exit code is 1 if anything failed.
+"""
+_OF_ALL = ("clocks", "links")  # name their ranks themselves
+MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One rank, and what was found on it."""
+
+    rank: int
+    host: str
+    findings: "list[Finding]"
+
+
+def run(arguments: list[str]) -> None:
+    """Look, measure, and print on rank 0. Raises DistcnnError where something failed."""
+    options = _parser().parse_args(arguments)
+    from distcnn.parallel.world import World, world_from
+    from distcnn.tools.doctor_local import Finding, look
+
+    output, cache = (
+        Path(options.output_dir),
+        Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn"),
+    )
+    try:
+        world = world_from(os.environ)
+    except BadEnvironment as error:  # each rank for itself: they do not know of each other
+        found = [Finding("launcher", "fail", *_parted(problem)) for problem in error.problems]
+        found += [finding for finding in look(World(), {}, output, cache) if finding.what != "launcher"]
+        _report([Patient(0, socket.gethostname(), found)], {}, options.json)
+        raise
+    own = Patient(world.rank, socket.gethostname(), list(look(world, os.environ, output, cache)))
+    measured: dict[str, Any] = {}
+    patients = [own]
+    if world.size > 1:
+        try:
+            patients, measured = _together(own, world, options.timeout)
+        except NoMeeting as error:
+            cure = "are all ranks started, is the port open between the hosts, does MASTER_ADDR lead to rank 0's host?"
+            own.findings.append(Finding("meeting", "fail", str(error), cure))
+            _report([own], measured, options.json)
+            raise
+    if world.is_main:
+        _report(patients, measured, options.json)
+    if failed := [finding for patient in patients for finding in patient.findings if finding.health == "fail"]:
+        raise DistcnnError(f"{', '.join(dict.fromkeys(finding.what for finding in failed))}: see above")
+
+
+def _parted(problem: str) -> tuple[str, str]:
+    """(what is wrong, the cure) of a launcher's problem, which tells both in one text."""
+    for mark in ("; ", ": "):
+        what, found, cure = problem.rpartition(mark)
+        if found:
+            return what, cure
+    return problem, ""
+
+
+def _together(own: Patient, world: "World", timeout_s: float) -> tuple[list[Patient], dict[str, Any]]:
+    """All ranks' patients, with what only they together can tell; and the measured tables. Raises NoMeeting."""
+    import torch
+
+    from distcnn.parallel.collectives import gather_objects
+    from distcnn.parallel.meeting import describe_network, process_group
+    from distcnn.tools import doctor_network as network
+    from distcnn.tools.doctor_local import Finding
+
+    cuda = torch.cuda.is_available() and world.gpu < torch.cuda.device_count()
+    device = torch.device("cuda", world.gpu) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    with process_group(world, cuda=cuda, timeout_s=timeout_s):
+        own.findings.append(Finding("network", "ok", describe_network(world)))
+        patients = gather_objects(own)
+        hosts = [patient.host for patient in patients]
+        skews = network.clock_skew()
+        patients[0].findings.extend([*_versions_differ(patients), *_clocks(skews, hosts)])
+        table = network.all_reduces(device, world)
+        pairs = network.chosen_pairs(world.size)
+        found = network.links(device, world, pairs)
+        for _ in range(2):  # noise passes, a slow link stays slow
+            if not (suspects := network.slow_links(found, hosts)):
+                break
+            again = network.links(device, world, suspects)
+            found = {pair: max(speed, again.get(pair, 0.0)) for pair, speed in found.items()}
+        slow = network.slow_links(found, hosts)
+        patients[0].findings.extend(network.link_findings(found, slow, hosts))
+    measured = {
+        "all_reduce": [asdict(one) for one in table],
+        "links": [{"from": i, "to": j, "bandwidth": speed} for (i, j), speed in sorted(found.items())],
+        "clock_skew_s": skews, "backend": "nccl" if cuda else "gloo",
+    }  # fmt: skip
+    return patients, measured
+
+
+def _versions_differ(patients: Sequence[Patient]) -> "list[Finding]":
+    from distcnn.tools.doctor_local import Finding
+
+    texts = [next(f.found for f in patient.findings if f.what == "versions") for patient in patients]
+    other = [patient for patient, text in zip(patients, texts, strict=True) if text != texts[0]]
+    if not other:
+        return []
+    rank = other[0].rank
+    where = f"rank {rank} on {other[0].host}"
+    text = f"{where} has other ones than rank 0: {texts[rank]}"
+    return [Finding("versions", "fail", text, "start all ranks from one environment, or install the same in each")]
+
+
+def _clocks(skews: Sequence[float], hosts: Sequence[str]) -> "list[Finding]":
+    from distcnn.tools.doctor_local import Finding
+
+    worst = max(range(len(skews)), key=lambda rank: abs(skews[rank]))
+    text = f"rank {worst} on {hosts[worst]} is {skews[worst]:+.3f} s from rank 0"
+    if abs(skews[worst]) > 1:
+        cure = "synchronise the hosts' clocks (chrony, systemd-timesyncd): logs and files will seem out of order"
+        return [Finding("clocks", "warn", text, cure)]
+    return [Finding("clocks", "ok", f"within {abs(skews[worst]) * 1000:.0f} ms")]
+
+
+def _report(patients: Sequence[Patient], measured: dict[str, Any], as_json: bool) -> None:
+    merged: dict[Any, list[Patient]] = {}
+    for patient in patients:
+        for finding in patient.findings:
+            # Of launcher and memory each rank has its own numbers: where they are well, one stands for all.
+            same = finding if finding.health != "ok" else finding.what
+            merged.setdefault((finding.what, finding.health, same), []).append(patient)
+    rows = []
+    for (what, health, same), those in merged.items():
+        finding = next(f for f in those[0].findings if f == same or (f.what, f.health) == (what, health))
+        ranks = sorted({patient.rank for patient in those})
+        rows.append(asdict(finding) | {"ranks": ranks, "hosts": sorted({patient.host for patient in those})})
+    if as_json:
+        print(json.dumps({"findings": rows, **measured}), flush=True)
+        return
+    _print(rows, measured, len(patients))
+
+
+def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for row in rows:
+        mark, style = MARKS[row["health"]]
+        some = row["health"] != "ok" and row["what"] not in _OF_ALL and len(row["ranks"]) < world_size
+        whose = f" (rank{'s' * (len(row['ranks']) > 1)} {_listed(row['ranks'])})" if some else ""
+        text = Text(row["found"] + whose)
+        if row["fix"]:
+            text.append(f"\n→ {row['fix']}", style="bold")
+        table.add_row(Text(f"{mark} {row['health']}", style=style), Text(row["what"]), text)
+    console.print(table)
+    if measured:
+        sizes = Table(title=f"all-reduce, {measured['backend']}", title_justify="left", box=None, pad_edge=False)
+        for title in ("size", "latency", "bus bandwidth"):
+            sizes.add_column(title, justify="right")
+        for one in measured["all_reduce"]:
+            sizes.add_row(_bytes(one["size"]), f"{one['seconds'] * 1e3:.2f} ms", f"{one['bandwidth'] / 1e6:,.1f} MB/s")
+        console.print(sizes)
+        if world_size <= 16:
+            console.print(_matrix(measured["links"], world_size))
+    counts = {health: sum(row["health"] == health for row in rows) for health in MARKS}
+    console.print(", ".join(f"{count} {health}" for health, count in counts.items()))
+
+
+def _matrix(links: Sequence[dict[str, Any]], size: int) -> Any:
+    from rich.table import Table
+
+    table = Table(title="links in MB/s, from row to column", title_justify="left", box=None, pad_edge=False)
+    speeds = {(one["from"], one["to"]): one["bandwidth"] for one in links}
+    table.add_column("rank", justify="right")
+    for rank in range(size):
+        table.add_column(f"{rank}", justify="right")
+    for i in range(size):
+        table.add_row(f"{i}", *("" if i == j else f"{speeds[i, j] / 1e6:,.0f}" for j in range(size)))
+    return table
+
+
+def _bytes(count: int) -> str:
+    return f"{count >> 20} MiB" if count >> 20 else f"{count >> 10} KiB"
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "distcnn doctor",
+        usage="distcnn doctor [options]",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--output-dir", default="runs", metavar="FOLDER", help="where runs would lie; default: runs")
+    add("--timeout", type=float, default=60, metavar="S", help="seconds to wait for the other ranks; default: 60")
+    add("--json", action="store_true", help="print one JSON object instead of the tables")
+    return parser
