@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     _tell_launcher(code)
-    # A stuck wandb was left behind, or a meeting with a program that does not answer: exit handlers would wait for it.
-    if any(thread.name in ("distcnn-wandb", "distcnn-meeting") for thread in threading.enumerate()):
+    # A stuck tracker was left behind, or a meeting with a program that does not answer: exit handlers would wait.
+    if any(thread.name.startswith(("distcnn-tracker", "distcnn-meeting")) for thread in threading.enumerate()):
         os._exit(code)
     return code
 

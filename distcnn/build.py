@@ -32,6 +32,7 @@ from distcnn.parallel.engine_accelerate import AccelerateEngine
 from distcnn.parallel.engine_ddp import DDPEngine
 from distcnn.parallel.world import World
 from distcnn.parse import Settings
+from distcnn.tracking import tensorboard, trackio
 from distcnn.tracking import wandb as wandb_tracking
 from distcnn.training.folder import find_resumed, unwritable
 from distcnn.training.optim import make_optimizer
@@ -66,7 +67,8 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine; cheap checks, made on every rank."""
     yield from sources.problems(config.data)
     yield from models.problems(config.model.name)
-    yield from wandb_tracking.problems(config.tracking)
+    for library in (wandb_tracking, tensorboard, trackio):
+        yield from library.problems(config.tracking)
     yield from device_problems(config, world)
     if engine_of(config, world) is AccelerateEngine:
         yield from engine_accelerate.problems(config, os.environ)

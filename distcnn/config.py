@@ -248,10 +248,13 @@ class TrackingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with an API key, else offline; disabled without wandb installed"
     )
-    wandb_project: str = Field(default="distcnn", description="Weights & Biases project")
+    wandb_project: str = Field(default="distcnn", description="Weights & Biases and trackio: the project")
     wandb_timeout: Float = Field(
-        default=30, gt=0, description="seconds that a stuck wandb may hold up the end of a run"
+        default=30, gt=0, description="seconds that a stuck wandb, or another library, may hold up the end of a run"
     )
+    group: str | None = Field(default=None, description="Weights & Biases and trackio: runs that belong together")
+    tensorboard: bool = Field(default=False, description="write event files into the run's tensorboard/ folder")
+    trackio: bool = Field(default=False, description="log to trackio's local database; `trackio show` is its dashboard")
 
 
 @dataclass(frozen=True, config=_SETTINGS)

@@ -1,7 +1,7 @@
 """Runs what `build` has made: what the command line and the Python API both call."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +30,10 @@ from distcnn.tracking.base import Tracker, Trackers
 from distcnn.tracking.console import ConsoleTracker, summary_fields
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.tracking.report import ReportTracker
+from distcnn.tracking.tensorboard import TensorBoardRun
+from distcnn.tracking.threaded import Backend, ThreadedTracker
+from distcnn.tracking.trackio import TrackioRun
+from distcnn.tracking.wandb import WandbRun
 from distcnn.trained import load_model
 from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints
@@ -210,12 +214,17 @@ def _trackers(
         yield ConsoleTracker(parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step)
     if tracking.report and report_page.missing() is None:
         yield ReportTracker(folder)
-    mode = wandb_tracking.chosen_mode(tracking)
+    known, name = described["config"] | {"plan": described["plan"]}, run_id(folder)
+    mode, project, group = wandb_tracking.chosen_mode(tracking), tracking.wandb_project, tracking.group
+    libraries: dict[str, Callable[[], Backend]] = {}
     if mode != "disabled":
-        known = described["config"] | {"plan": described["plan"]}
-        yield wandb_tracking.WandbTracker(
-            folder, run_id(folder), mode, tracking.wandb_project, known, tracking.wandb_timeout
-        )
+        libraries["wandb"] = lambda: WandbRun(folder, name, mode, project, group, known)
+    if tracking.tensorboard:
+        libraries["tensorboard"] = lambda: TensorBoardRun(folder, known, state.step)
+    if tracking.trackio:
+        libraries["trackio"] = lambda: TrackioRun(f"{folder.name}-{name}", project, group, known)
+    for library, begin in libraries.items():
+        yield ThreadedTracker(library, folder, begin, tracking.wandb_timeout)
 
 
 def _resumed(parts: Parts, state: TrainState) -> str:

@@ -222,9 +222,11 @@ class _Asked:
 
 
 def _start(trial: Trial, overrides: list[str], gpu: str) -> "subprocess.Popen[bytes]":
+    own = any(word.startswith("--tracking.group") for word in overrides)
+    group = () if own else ("--tracking.group", trial.name.rpartition("-seed")[0])
     command = [
         sys.executable, "-m", "distcnn", "train", str(trial.config), "--checkpoint.resume", "auto", *overrides,
-        "--seed", f"{trial.seed}", "--name", trial.name,
+        "--seed", f"{trial.seed}", "--name", trial.name, *group,
     ]  # fmt: skip
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     log = _log(trial)

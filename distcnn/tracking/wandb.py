@@ -1,21 +1,17 @@
-"""Weights & Biases, kept at arm's length: all of it runs in a thread of its own, and nobody waits for it for long."""
+"""Weights & Biases: online with an API key, else offline; never a prompt."""
 
 import netrc
 import os
-import queue
-import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.config import TrackingConfig
 from distcnn.conflicts import Problem
-from distcnn.parallel.waiting import waiting
 from distcnn.records import Record
+from distcnn.tracking.threaded import End
 
-THREAD_NAME = "distcnn-wandb"
-_BACKLOG = 50_000  # records kept for a wandb that is slow; beyond it they are dropped, with one warning
+Mode = Literal["online", "offline", "disabled"]
 
 
 def problems(config: TrackingConfig) -> list[Problem]:
@@ -27,7 +23,7 @@ def problems(config: TrackingConfig) -> list[Problem]:
     return []
 
 
-def chosen_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"]:
+def chosen_mode(config: TrackingConfig) -> Mode:
     """`auto` resolved: what WANDB_MODE says, else online with a key, else offline. Never a prompt."""
     if config.wandb != "auto":
         return config.wandb
@@ -51,75 +47,51 @@ def _has_key() -> bool:
         return False
 
 
-class WandbTracker:
-    """One W&B run. A wandb that raises or blocks costs a warning, and at most `timeout` seconds at the end."""
+class WandbRun:
+    """One W&B run: history, the confusion matrix, the surest mistakes, and model and report as artifacts."""
 
-    def __init__(self, folder: Path, run_id: str, mode: str, project: str, config: dict[str, Any], timeout: float):
-        self.timeout = timeout
-        self.trouble = False
-        self.inbox: queue.Queue[tuple[str, Record]] = queue.Queue(_BACKLOG)
-        init = {
-            "dir": str(folder), "id": run_id, "name": folder.name, "project": project, "mode": mode,
-            "config": config, "resume": "allow",
-        }  # fmt: skip
-        self.thread = threading.Thread(target=self._work, args=(init,), name=THREAD_NAME, daemon=True)
-        self.thread.start()
+    def __init__(self, folder: Path, run_id: str, mode: Mode, project: str, group: str | None, config: dict[str, Any]):
+        import wandb
 
-    def log(self, record: Record) -> None:
-        """Hand over one record without waiting."""
-        try:
-            self.inbox.put_nowait(("log", record))
-        except queue.Full:
-            self._warn(f"wandb is stuck; it has missed records from step {record.get('step')} on")
+        self.wandb = wandb
+        # In a sweep, the agent has chosen the run, and its project.
+        swept = "WANDB_SWEEP_ID" in os.environ
+        own: dict[str, Any] = (
+            {} if swept else {"id": run_id, "name": folder.name, "project": project, "resume": "allow"}
+        )
+        # console="off": wandb does not put itself between the training and its own output.
+        self.run = wandb.init(
+            **own, dir=str(folder), mode=mode, group=group, config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )  # fmt: skip
+        self.step = 0
 
-    def finish(self, status: str, summary: Record) -> None:
-        """Let wandb finish, within the bounded time; shorter for a run that a scheduler is about to end."""
-        timeout = min(self.timeout, 5.0) if status == "stopped" else self.timeout
-        if self.thread.is_alive():
-            try:
-                self.inbox.put_nowait(("finish", {"status": status, **summary}))
-            except queue.Full:
-                return
-            with waiting("wandb to finish"):
-                self.thread.join(timeout)
-        if self.thread.is_alive():
-            self._warn(f"wandb did not finish within {timeout:g} s and was left behind")
+    def log(self, values: dict[str, float], step: int) -> None:
+        """One row of the history; rows of one step are merged by W&B."""
+        self.step = step
+        self.run.log(values, step=step)
 
-    def _warn(self, message: str) -> None:
-        if not self.trouble:
-            self.trouble = True
-            print(f"warning: {message}; the training goes on, and metrics.jsonl is complete", file=sys.stderr)
-
-    def _work(self, init: dict[str, Any]) -> None:
-        try:
-            import wandb
-
-            # console="off": wandb does not put itself between the training and its own output.
-            run = wandb.init(**init, settings=wandb.Settings(console="off", silent=True))
-            confusion: Record = {}
-            step = 0
-            while True:
-                what, record = self.inbox.get()
-                if what == "finish":
-                    break
-                if record["kind"] == "train":
-                    values = {f"train/{key}": record[key] for key in ("loss", "lr", "images_per_s")}
-                elif record["kind"] == "eval":
-                    confusion = record
-                    values = {f"test/{key}": record[key] for key in ("loss", "accuracy", "top5_accuracy")}
-                    values |= {f"test/accuracy/{name}": value for name, value in record["per_class"].items()}
-                else:
-                    continue
-                step = record["step"]
-                run.log({**values, "epoch": record["epoch"]}, step=step)
-            if confusion:
-                run.log({"confusion_matrix": _confusion_plot(wandb, confusion)}, step=step)  # steps only rise
-            run.summary.update(record)
-            if record["status"] == "stopped":
-                run.mark_preempting()
-            run.finish(exit_code=0 if record["status"] == "done" else 1)
-        except Exception as error:  # whatever it is, it is wandb's
-            self._warn(f"wandb failed ({type(error).__name__}: {error})")
+    def finish(self, status: str, summary: Record, end: End) -> None:
+        """With what there is to show, for a run that was stopped only the numbers: its time is short."""
+        if status != "stopped":
+            media: dict[str, Any] = {}
+            if end.evaluation is not None:
+                media["confusion_matrix"] = _confusion_plot(self.wandb, end.evaluation)
+            if mistakes := end.mistakes():
+                rows = [[self.wandb.Image(image), *rest] for image, *rest in mistakes]
+                columns: list[str | int] = ["image", "true", "predicted", "probability", "file"]
+                media["mistakes"] = self.wandb.Table(columns=columns, data=rows)
+            if media:
+                self.run.log(media, step=self.step)  # steps only rise
+            for kind, name in (("model", "model.safetensors"), ("report", "report.html")):
+                if (end.folder / name).is_file():
+                    artifact = self.wandb.Artifact(f"{kind}-{self.run.id}", kind)
+                    artifact.add_file(str(end.folder / name))
+                    self.run.log_artifact(artifact)
+        self.run.summary.update(summary)
+        if status == "stopped":
+            self.run.mark_preempting()
+        self.run.finish(exit_code=0 if status == "done" else 1)
 
 
 def _confusion_plot(wandb: Any, record: Record) -> Any:

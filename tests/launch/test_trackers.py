@@ -1,0 +1,158 @@
+"""TensorBoard, trackio and W&B for real: each holds the numbers of metrics.jsonl, also after a resume."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import clean_environment, metrics, run_ranks
+from tests.launch.test_wandb import read_run, scan
+
+ALL = ["--tracking.wandb", "offline", "--tracking.tensorboard", "true", "--tracking.trackio", "true"]
+
+
+def in_jsonl(folder):
+    """{(step, name): number} of what trackers are given."""
+    found = {}
+    for line in metrics(folder):
+        if line["kind"] == "train":
+            found |= {(line["step"], f"train/{key}"): line[key] for key in ("loss", "lr", "images_per_s")}
+        if line["kind"] == "eval":
+            found |= {(line["step"], f"test/{key}"): line[key] for key in ("loss", "accuracy", "top5_accuracy")}
+            found |= {(line["step"], f"test/accuracy/{name}"): value for name, value in line["per_class"].items()}
+    return found
+
+
+def in_wandb(folder):
+    _, history, _ = read_run(folder)
+    return {(row["_step"], key): value for row in history for key, value in row.items()}
+
+
+def in_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(("train", "test"))]
+    return {(e.step, tag): make_ndarray(e.tensor_proto).item() for tag in tags for e in events.Tensors(tag)}
+
+
+def in_trackio(folder, data, project="distcnn"):
+    program = (
+        "import json\nfrom trackio.sqlite_storage import SQLiteStorage\n"
+        f"(name,) = [name for name in SQLiteStorage.get_runs({project!r}) if name.startswith({folder.name + '-'!r})]\n"
+        f"print(json.dumps(SQLiteStorage.get_logs({project!r}, name)))"
+    )
+    environment = clean_environment() | {"TRACKIO_DIR": str(data)}
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True
+    ).stdout
+    rows = [(row["step"], key, value) for row in yaml.safe_load(out.splitlines()[-1]) for key, value in row.items()]
+    numbers = [row for row in rows if row[1].startswith(("train", "test"))]
+    assert len({row[:2] for row in numbers}) == len(numbers)  # nothing twice
+    return {(step, key): value for step, key, value in numbers}
+
+
+def agree(folder, data):
+    wanted = in_jsonl(folder)
+    for found in (in_wandb(folder), in_tensorboard(folder), in_trackio(folder, data)):
+        assert {key: found.get(key) for key in wanted} == wanted
+        assert {key for key in found if key[1].startswith(("train/", "test/"))} - wanted.keys() <= {
+            key for key in found if key[1] == "train/rank_spread"
+        }
+
+
+def test_all_three_hold_the_numbers_of_the_log_to_the_last_digit(synthetic, tmp_path):
+    data = tmp_path / "trackio"
+    outcome = run_ranks(["train", synthetic, *ALL, "--tracking.group", "g"], 2, TRACKIO_DIR=str(data))
+    assert outcome.codes == [0, 0], outcome.err
+    assert "trackio" not in outcome.out.lower()  # the console is ours
+    agree(tmp_path / "runs" / "tiny", data)
+
+
+def test_after_a_kill_and_a_resume_there_is_one_run_without_seams(synthetic, tmp_path):
+    data, folder = tmp_path / "trackio", tmp_path / "runs" / "tiny"
+    arguments = ["train", synthetic, *ALL[2:], "--checkpoint.resume", "auto", "--train.duration", "150ep", "--eval.every", "75ep",
+                 "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.synthetic_train", "240"]  # fmt: skip
+    command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
+    environment = clean_environment() | {"TRACKIO_DIR": str(data)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder, "train")) < 50:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    outcome = run_ranks(arguments, TRACKIO_DIR=str(data))
+    assert outcome.codes == [0], outcome.err
+    wanted = {key: value for key, value in in_jsonl(folder).items() if not key[1].endswith("images_per_s")}
+    assert len(wanted) > 300
+    for found in (in_tensorboard(folder), in_trackio(folder, data)):
+        assert {key: found.get(key) for key in wanted} == wanted
+
+
+def test_wandb_gets_mistakes_model_and_report(synthetic, tmp_path):
+    outcome = run_ranks(["train", synthetic, *ALL[:2], "--tracking.group", "trials", "--tracking.report", "true"])
+    assert outcome.codes == [0], outcome.err
+    folder = tmp_path / "runs" / "tiny"
+    (table,) = (folder / "wandb").glob("offline-run-*/files/media/table/mistakes*.table.json")
+    rows = yaml.safe_load(table.read_text())
+    assert rows["columns"] == ["image", "true", "predicted", "probability", "file"]
+    wrong = sum(map(sum, metrics(folder, "eval")[-1]["confusion"])) - metrics(folder, "eval")[-1]["correct"]
+    assert len(rows["data"]) == min(wrong, 40)
+    (log,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    content = b"".join(scan(log.read_bytes()))
+    assert content.count(b".png") >= len(rows["data"])  # in an artifact of the table
+    for text in (b"model.safetensors", b"report.html", b"trials"):
+        assert text in content
+
+
+def test_a_sweep_agents_run_is_the_one_that_the_agent_chose(synthetic, tmp_path):
+    """What the agent does with the file's command, without its server."""
+    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())
+    chosen = {
+        key: one.get("value", one.get("values", [one.get("min")])[-1] if "values" in one else one.get("min"))
+        for key, one in sweep["parameters"].items()
+    }
+    arguments = [f"--{key}={value}" for key, value in chosen.items()]
+    words = [word for word in sweep["command"] if not word.startswith("$")]
+    assert words[:4] == ["python", "-m", "distcnn", "train"]
+    command = [
+        sys.executable,
+        *words[1:4],
+        str(synthetic),
+        *arguments,
+        "--train.micro_batch=8",
+        "--train.duration=2ep",
+        "--tracking.wandb=offline",
+    ]
+    environment = clean_environment() | {
+        "WANDB_SWEEP_ID": "sweep123",
+        "WANDB_RUN_ID": "chosen12",
+        "WANDB_DIR": str(tmp_path),
+    }
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [*(tmp_path / "runs").glob("*/wandb/offline-run-*-chosen12")]
+    config, history, _ = read_run(next((tmp_path / "runs").iterdir()))
+    assert config["optim"]["lr"] == chosen["optim.lr"]
+    assert any(sweep["metric"]["name"] in row for row in history)
+
+
+@pytest.mark.parametrize("library", ["tensorboard", "trackio"])
+@pytest.mark.parametrize(
+    "trouble", ["raise RuntimeError('no')", "import time; time.sleep(1e6)"], ids=["raises", "blocks"]
+)
+def test_a_faulty_library_does_not_touch_the_training(synthetic, tmp_path, library, trouble):
+    fake = tmp_path / "fake" / library
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").write_text(trouble + "\n")
+    outcome = run_ranks(
+        ["train", synthetic, f"--tracking.{library}", "true", "--tracking.wandb_timeout", "2"],
+        PYTHONPATH=str(fake.parent),
+    )
+    assert outcome.codes == [0], outcome.err
+    assert outcome.err.count(f"warning: {library}") == 1
+    assert len(metrics(tmp_path / "runs" / "tiny", "train")) == 6
