@@ -121,6 +121,8 @@ def _path_first(command: str, rest: list[str]) -> tuple[Path, list[str]]:
     what, text, _ = COMMANDS[command]
     if {"-h", "--help"} & set(rest):
         print(f"usage: distcnn {command} {what} [--section.key value ...]\n\n{text}\n")
+        if command == "train":
+            print("-q, --quiet: the same as --tracking.console false\n")
         _print_keys()
         raise SystemExit(EXIT_OK)
     if not rest or rest[0].startswith("-"):
@@ -136,7 +138,11 @@ def _train(rest: list[str]) -> int:
 
     with catching_signals(_end_at_once) as stop:
         world = world_from(os.environ)
-        settings = Settings().read_yaml(path).read_arguments(arguments).default("name", path.stem)
+        quiet = [word for word in arguments if word in ("-q", "--quiet")]
+        settings = Settings().read_yaml(path).read_arguments([word for word in arguments if word not in quiet])
+        settings.default("name", path.stem)
+        if quiet:
+            settings.update({"tracking.console": False})
         from distcnn.build import checked
         from distcnn.run import train
 

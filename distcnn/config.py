@@ -243,7 +243,7 @@ class TrackingConfig:
     log_every: Int = Field(
         default=10, ge=1, description="steps between reading metrics from the device and writing them"
     )
-    console: bool = Field(default=True, description="progress bar on a terminal, one line an epoch elsewhere")
+    console: bool = Field(default=True, description="live display on a terminal, one line an epoch elsewhere")
     report: bool = Field(default=True, description="write report.html at the end, where distcnn[report] is installed")
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with an API key, else offline; disabled without wandb installed"

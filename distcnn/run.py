@@ -16,6 +16,7 @@ from distcnn.data import sources
 from distcnn.data.loader import Preprocess, evaluation_stream
 from distcnn.data.sources import ImageSet, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
+from distcnn.history import read_history
 from distcnn.parallel.collectives import on_main
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
@@ -36,7 +37,7 @@ from distcnn.tracking.trackio import TrackioRun
 from distcnn.tracking.wandb import WandbRun
 from distcnn.trained import load_model
 from distcnn.training.averaging import Averages
-from distcnn.training.checkpoint import Checkpoints
+from distcnn.training.checkpoint import Checkpoints, step_of
 from distcnn.training.evaluate import Evaluation, evaluate
 from distcnn.training.folder import make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
@@ -211,7 +212,12 @@ def _trackers(
     tracking = config.tracking
     if tracking.console:
         title = f"{folder.name}: {config.model.name} on {config.data.source}"
-        yield ConsoleTracker(parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step)
+        restarts = len(read_history(folder).starts) if parts.saved else 0
+        checkpoints = Checkpoints(folder / "checkpoints")
+        yield ConsoleTracker(
+            parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step, restarts=restarts,
+            last_checkpoint=lambda: next((f"step {step_of(path)}" for path in checkpoints.all()), ""),
+        )  # fmt: skip
     if tracking.report and report_page.missing() is None:
         yield ReportTracker(folder)
     known, name = described["config"] | {"plan": described["plan"]}, run_id(folder)

@@ -2,22 +2,16 @@
 
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from distcnn.records import Record
+from distcnn.tracking.live import LiveDisplay
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.loop import TrainState
 from distcnn.training.plan import Plan
@@ -26,7 +20,16 @@ from distcnn.training.plan import Plan
 class ConsoleTracker:
     """Prints to stdout; rich decides by itself what a terminal, a pipe or NO_COLOR can take."""
 
-    def __init__(self, plan: Plan, title: str, launcher: str, start_step: int = 0, console: Console | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        title: str,
+        launcher: str,
+        start_step: int = 0,
+        console: Console | None = None,
+        restarts: int = 0,
+        last_checkpoint: Callable[[], str] = lambda: "",
+    ):
         # Open MPI gives each rank a terminal of its own, wherever mpirun's output goes.
         terminal = False if "OMPI_COMM_WORLD_RANK" in os.environ else None
         self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True, force_terminal=terminal)
@@ -36,22 +39,17 @@ class ConsoleTracker:
         self.speeds: list[float] = []
         self.printed_step = start_step
         self.lr = 0.0
-        self.bar: Progress | None = None
-        if self.console.is_terminal:
-            numbers = TextColumn("{task.fields[numbers]}")
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers,
-                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-            )  # fmt: skip
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("training", total=plan.steps, completed=start_step, numbers="")
-            self.bar.start()
+        self.live: LiveDisplay | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = LiveDisplay(self.console, plan, start_step, restarts, last_checkpoint)
 
     def log(self, record: Record) -> None:
         """Show one record."""
         if record["kind"] == "train":
             self._train(record)
         elif record["kind"] == "eval":
+            if self.live is not None:
+                self.live.evaluated(record)
             self._line(record["step"], record)
         elif record["event"] not in ("started", "done"):  # the tables at both ends say that
             self._print(f"{record['event'].replace('_', ' ')}: {record['message']}")
@@ -64,10 +62,8 @@ class ConsoleTracker:
         self.losses.append(record["loss"])
         self.speeds.append(record["images_per_s"])
         self.lr = record["lr"]
-        if self.bar is not None:
-            numbers = f"loss {record['loss']:.4f}  {record['images_per_s']:,.0f} img/s"
-            epoch = f"epoch {record['epoch']}/{self.plan.epochs:g}"
-            self.bar.update(self.task, completed=step, description=epoch, numbers=numbers)
+        if self.live is not None:
+            self.live.step(record)
 
     def _line(self, step: int, evaluation: Record | None) -> None:
         epoch = step / self.plan.steps_per_epoch
@@ -92,8 +88,8 @@ class ConsoleTracker:
 
     def finish(self, status: str, summary: Record) -> None:
         """Print the final table."""
-        if self.bar is not None:
-            self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
         self.console.print(
             fields_table(f"{status} in {timedelta(seconds=round(time.perf_counter() - self.started))}", summary)
         )

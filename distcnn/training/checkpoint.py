@@ -54,11 +54,11 @@ class Checkpoints:
 
         Damaged ones of later steps, from before a resume, neither count nor are touched.
         """
-        found = [path for path in self.all() if _step(path) <= step]
+        found = [path for path in self.all() if step_of(path) <= step]
         if len(found) > self.keep:
             whole = whole or next((path for path in found if is_whole(path)), None)
             for old in found[self.keep :]:
-                if whole is not None and _step(old) < _step(whole):
+                if whole is not None and step_of(old) < step_of(whole):
                     old.unlink(missing_ok=True)
         for partial in self.folder.glob("*.partial"):
             partial.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """The step checkpoints, newest first, whole or not."""
         found = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_step, reverse=True)
+        return sorted(found, key=step_of, reverse=True)
 
     def newest_whole(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that matches its checksum, and the damaged ones newer than it."""
@@ -78,7 +78,8 @@ class Checkpoints:
         return None, damaged
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The number of the step that a checkpoint was saved after, by its name."""
     return int(path.stem.removeprefix("step-"))
 
 

@@ -1,0 +1,83 @@
+"""What moves on a terminal while a run trains; all that is printed meanwhile, warnings too, stands above it."""
+
+import math
+from collections.abc import Callable
+
+import psutil
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from distcnn.records import Record
+from distcnn.training.plan import Plan
+
+NARROW = 70  # columns: below it the bars do without their times
+_SMOOTHED = 50  # steps
+
+
+class LiveDisplay:
+    """Two bars, the epoch's and the run's, and a line of numbers below them; drawn four times a second by a thread."""
+
+    def __init__(
+        self, console: Console, plan: Plan, start_step: int, restarts: int, last_checkpoint: Callable[[], str]
+    ):
+        self.plan, self.restarts, self.last_checkpoint = plan, restarts, last_checkpoint
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn()]
+        if console.width >= NARROW:
+            columns += [TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(elapsed_when_finished=False)]
+        self.progress = Progress(*columns, console=console, expand=True)
+        self.whole = self.progress.add_task("steps", total=plan.steps, completed=start_step)
+        self.epoch = self.progress.add_task("epoch", total=plan.steps_per_epoch, completed=0)
+        self.loss, self.seen = 0.0, 0
+        self.numbers: dict[str, str] = {}
+        self.process = psutil.Process()
+        self.live = Live(self._drawn(), console=console, refresh_per_second=4, transient=True)
+        self.live.start()
+
+    def step(self, record: Record) -> None:
+        """A train record."""
+        step, plan = record["step"], self.plan
+        if math.isfinite(record["loss"]):
+            self.seen += 1
+            self.loss += (record["loss"] - self.loss) / min(self.seen, _SMOOTHED)
+        name = f"epoch {record['epoch']}/{plan.epochs:.4g}"
+        self.progress.update(self.whole, completed=step)
+        done = (step - 1) % plan.steps_per_epoch + 1
+        if done < self.progress.tasks[self.epoch].completed:
+            self.progress.reset(self.epoch)  # its speed and time, too
+        self.progress.update(self.epoch, completed=done, description=name)
+        speed = f"{record['images_per_s']:,.0f} img/s"
+        if plan.world_size > 1:
+            each = record["images_per_s"] / plan.world_size
+            speed += f" ({each:,.0f} a rank, rank {record['slowest_rank']} {record['rank_spread']:+.0%} busier)"
+        self.numbers |= {"loss": f"loss {self.loss:.4f}", "speed": speed, "lr": f"lr {record['lr']:.3g}"}
+        self._show()
+
+    def evaluated(self, record: Record) -> None:
+        """An eval record."""
+        self.numbers["accuracy"] = f"accuracy {record['accuracy']:.2%}"
+        self._show()
+
+    def stop(self) -> None:
+        """Remove it from the screen."""
+        self.live.stop()
+
+    def _show(self) -> None:
+        saved = self.last_checkpoint()
+        restarts = f"restart {self.restarts}" if self.restarts else ""
+        self.numbers |= {"memory": _memory(self.process), "saved": saved and f"saved {saved}", "restarts": restarts}
+        self.live.update(self._drawn())
+
+    def _drawn(self) -> RenderableType:
+        order = ("loss", "accuracy", "speed", "lr", "memory", "saved", "restarts")
+        shown = [self.numbers[key] for key in order if self.numbers.get(key)]
+        return Group(self.progress, Text("  ".join(shown), style="dim"))
+
+
+def _memory(process: psutil.Process) -> str:
+    """Of this rank: the GPU's, as PyTorch has reserved it, or the process's."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.memory_reserved() / 1e9:.1f} GB on the GPU"
+    return f"{process.memory_info().rss / 1e9:.1f} GB"
