@@ -106,6 +106,11 @@ def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if kind in (None, line["kind"])]
 
 
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What has happened between start and end."""
+    return [line for line in metrics(folder, "event") if line["event"] not in ("started", "done", "failed")]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: `--dist loadfile` gives each file to one worker, in this order."""
     items.sort(key=lambda item: item.path.stem != "test_slurm")

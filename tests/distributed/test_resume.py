@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import metrics, run_ranks
+from conftest import events, metrics, run_ranks
 from test_signals import RARELY, started, trains, until
 
 RECORDS = """
@@ -38,7 +38,7 @@ def test_two_three_and_one_ranks_within_one_epoch(synthetic, tmp_path):
     assert len(seen) == 720
     assert set(seen.values()) == {1}
     assert [len(list(tmp_path.glob(f"seen-{life}-*"))) for life in (2, 4, 6)] == [2, 3, 1]
-    messages = [line["message"] for line in metrics(tmp_path / "runs" / "tiny", "event")]
+    messages = [line["message"] for line in events(tmp_path / "runs" / "tiny")]
     assert ["world_size was 2, is 3" in messages[0], "world_size was 3, is 1" in messages[1]] == [True, True]
     assert run_ranks([*train, "--train.duration", "6step", "--name", "straight"], cwd=tmp_path, LIFE="s").codes == [0]
     losses = [[line["loss"] for line in metrics(tmp_path / "runs" / name, "train")] for name in ("tiny", "straight")]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from queue import Queue
 
 import pytest
-from conftest import TIMEOUT, clean_environment, free_port, metrics, run_ranks
+from conftest import TIMEOUT, clean_environment, events, free_port, metrics, run_ranks
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from distcnn.parallel.signals import CAUGHT, catching_signals
@@ -92,7 +92,7 @@ def test_one_signal_stops_all_ranks_at_one_step(synthetic, tmp_path, ranks, sign
     assert "Traceback" not in err
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{step:08d}.pt"]
     assert [line["step"] for line in metrics(folder, "train")] == [*range(1, step + 1)]
-    assert [(line["event"], line["step"]) for line in metrics(folder, "event")] == [("stopped", step)]
+    assert [(line["event"], line["step"]) for line in events(folder)] == [("stopped", step)]
     assert not (folder / "model.safetensors").exists()
 
     # The same command goes on, and ends where a run that nobody stopped does, to the bit.
@@ -102,7 +102,7 @@ def test_one_signal_stops_all_ranks_at_one_step(synthetic, tmp_path, ranks, sign
         assert outcome.codes == [0] * ranks, outcome.err
     straight = folder.with_name("straight")
     assert [line["step"] for line in metrics(folder, "train")] == [*range(1, step + 6)]
-    assert [line["event"] for line in metrics(folder, "event")] == ["stopped", "resumed"]
+    assert [line["event"] for line in events(folder)] == ["stopped", "resumed"]
     assert numbers(folder) == numbers(straight)
     assert (folder / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TIMEOUT, clean_environment, metrics, require, run_ranks
+from conftest import TIMEOUT, clean_environment, events, metrics, require, run_ranks
 
 from distcnn.training.checkpoint import Checkpoints, load
 
@@ -31,7 +31,7 @@ def script(name, *arguments, **environment):
 
 
 def losses(config):
-    return [line["loss"] for line in metrics(config.parent / "runs" / config.stem)]
+    return [line["loss"] for line in metrics(config.parent / "runs" / config.stem) if line["kind"] != "event"]
 
 
 PLAIN: dict[int, list[float]] = {}  # by number of ranks: the losses of ranks that no launcher started
@@ -126,7 +126,7 @@ class LongRun:
 
     def assert_stopped_and_saved(self):
         assert processes_of(self.config) == []
-        stopped = metrics(self.folder, "event")[-1]
+        stopped = events(self.folder)[-1]
         assert stopped["event"] == "stopped"
         newest, damaged = Checkpoints(self.folder / "checkpoints", 2).newest_whole()
         assert not damaged
@@ -149,11 +149,13 @@ def test_a_killed_rank_is_started_again_but_not_after_usr1(synthetic):
         ranks = [process for process in processes_of(synthetic) if "-u" in process.cmdline()]
         assert len(ranks) == 2
         ranks[1].kill()
-        lines = run.wait_for(lambda lines: lines[-1]["kind"] == "train" and any("event" in line for line in lines))
-        assert [line["event"] for line in lines if "event" in line] == ["resumed"]
+        lines = run.wait_for(
+            lambda lines: lines[-1]["kind"] == "train" and any(line.get("event") == "resumed" for line in lines)
+        )
+        assert [line["event"] for line in lines if "event" in line] == ["started", "resumed"]
         assert run.stop(signal.SIGUSR1) == 75, run.output.read_text()
         assert "SIGUSR1" in run.assert_stopped_and_saved()["message"]
-        assert len(metrics(run.folder, "event")) == 2
+        assert len(events(run.folder)) == 2
 
 
 DIES = """
@@ -192,7 +194,7 @@ def test_under_plain_torchrun_a_restarted_group_goes_on_from_its_checkpoint(synt
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
-    assert [line["event"] for line in metrics(run, "event")] == ["resumed", "resumed"]
+    assert [line["event"] for line in events(run)] == ["resumed", "resumed"]
     assert (tmp_path / "lives").read_text() == "xx"
     assert run_ranks([*train, "--name", "straight"], 2, cwd=tmp_path).codes == [0, 0]
     straight = tmp_path / "runs" / "straight"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from conftest import metrics, require, run_torchrun
+from conftest import events, metrics, require, run_torchrun
 
 SLURM = Path(__file__).parents[2] / "slurm"
 FIXED = ["--train.threads", "1"]
@@ -148,8 +148,7 @@ def test_a_time_limit_a_preemption_and_a_power_cut(cluster, long, tmp_path, laun
     assert len(wandb_ids(run)) == 1
     folders = [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert sorted(folders) == ["disturbed", "reference"]
-    events = [(line["event"], line["message"]) for line in metrics(run, "event")]
-    assert [event for event, _ in events] == ["stopped", "resumed", "stopped", "resumed", "resumed"]
+    assert [line["event"] for line in events(run)] == ["stopped", "resumed", "stopped", "resumed", "resumed"]
 
 
 @pytest.mark.slow
@@ -194,9 +193,9 @@ def test_elastic_goes_on_with_the_node_that_is_left(cluster, long, tmp_path):
     cluster.until(lambda: steps(run) > 60, "the first steps")
     cluster.power("poweroff", "node2")
     lost = time.monotonic()
-    cluster.until(lambda: len(metrics(run, "event")) == 1, "the first node to go on")
+    cluster.until(lambda: len(events(run)) == 1, "the first node to go on")
     print(f"went on {time.monotonic() - lost:.0f} s after the power cut")
-    (resumed,) = metrics(run, "event")
+    (resumed,) = events(run)
     assert "world_size was 2, is 1" in resumed["message"]
     assert resumed["step"] >= 60
     cluster.until(lambda: cluster.node("node2").startswith("down"), "Slurm to notice")
@@ -207,7 +206,7 @@ def test_elastic_goes_on_with_the_node_that_is_left(cluster, long, tmp_path):
     cluster.until(lambda: cluster.field(job, "Restarts") == "1", "the job to be requeued")
     cluster.finish(job)
     assert cluster.field(job, "JobState") == "COMPLETED"
-    messages = [line["message"] for line in metrics(run, "event")]
+    messages = [line["message"] for line in events(run)]
     assert "world_size was 1, is 2" in messages[-1]
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 701))
-    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "eval"
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "done"
