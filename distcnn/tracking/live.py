@@ -73,7 +73,13 @@ class LiveDisplay:
     def _drawn(self) -> RenderableType:
         order = ("loss", "accuracy", "speed", "lr", "memory", "saved", "restarts")
         shown = [self.numbers[key] for key in order if self.numbers.get(key)]
-        return Group(self.progress, Text("  ".join(shown), style="dim"))
+        lines: list[str] = []  # broken between two numbers, not within one
+        for number in shown:
+            if lines and len(lines[-1]) + 2 + len(number) <= self.progress.console.width:
+                lines[-1] += f"  {number}"
+            else:
+                lines.append(number)
+        return Group(self.progress, *(Text(line, style="dim", overflow="ellipsis") for line in lines))
 
 
 def _memory(process: psutil.Process) -> str:
