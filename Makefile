@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slurm chaos bench packages lint clean
+.PHONY: train test test-slurm chaos bench packages docs lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -41,7 +41,12 @@ packages:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium faketime
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'site/index.html'
+
 lint: .venv/.lint
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,0 +1,95 @@
+"""Every block of code in README and docs runs, on small data for a few steps, or says that it needs a GPU or a cluster."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs.hooks import graph, levels
+from tests.conftest import clean_environment
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+MARKS = ("needs a GPU", "needs a cluster", "run by the CI")
+# In the place of the programs: the same command, cut short, on the images at hand in the place of a download.
+SHIM = """#!{python}
+import os, sys
+arguments = sys.argv[1:]
+inner = arguments[arguments.index("distcnn") + 1:] if {torchrun} else arguments
+if inner and inner[0] in ("train", "trials", "bench"):
+    arguments += ["--train.duration", "2step", "--schedule.warmup", "0step", "--tracking.wandb", "disabled"]
+    if "--data.source" not in arguments:
+        arguments += ["--data.source", "folder", "--data.root", os.environ["DIR"]]
+os.execv({python!r}, [{python!r}, "-m", {program!r}, *arguments])
+"""
+
+
+def blocks(path):
+    return [(m["mark"] or "", m["language"], m["code"]) for m in BLOCK.finditer(path.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder as a clone would be, with images beside it and the programs in its PATH."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 8)):
+        for name in ("cat", "dog", "eel", "frog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.png")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "bin").mkdir()
+    for name, program in (("distcnn", "distcnn"), ("torchrun", "torch.distributed.run")):
+        shim = tmp_path / "bin" / name
+        shim.write_text(SHIM.format(python=sys.executable, program=program, torchrun=name == "torchrun"))
+        shim.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if blocks(page)], ids=lambda path: path.stem)
+def test_every_block_of_code_runs_or_says_what_it_needs(place, path):
+    environment = clean_environment() | {
+        "DIR": str(place / "images"), "DISTCNN_CACHE": str(place / "cache"), "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+    }  # fmt: skip
+    for mark, language, code in blocks(path):
+        assert language in ("sh", "python", "yaml", "text"), f"a block without a known language:\n{code}"
+        assert mark in MARKS or not mark or language == "text"
+        if mark or language not in ("sh", "python"):
+            continue
+        command = ["sh", "-e", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=place, env=environment, text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_command_and_page_is_in_the_documentation():
+    import yaml
+
+    from distcnn.__main__ import COMMANDS
+
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert [name for name in COMMANDS if f"`{name}`" not in index] == []
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    groups = [pages for entry in nav for pages in ([[entry]] if isinstance(entry, str) else entry.values())]
+    assert {page for group in groups for page in group} == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_promise_names_tests_that_there_are():
+    text = (ROOT / "docs" / "promises.md").read_text()
+    named = re.findall(r"`(tests/[\w/.]+)`", text)
+    assert len(named) > 12
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_imports_run_one_way():
+    order = levels(graph())  # raises where there is a circle
+    assert order["errors"] == 0
+    assert max(order, key=lambda part: order[part]) in ("__main__", "tools", "api")
