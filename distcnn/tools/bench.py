@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distcnn.errors import BadInput
 from distcnn.parse import Settings
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.config import Config
@@ -48,14 +49,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn bench",
-        usage="distcnn bench step CONFIG.yaml [options] [--section.key value ...]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("bench", "step CONFIG.yaml [options] [--section.key value ...]", __doc__, EPILOG)
     add = parser.add_argument
     add("what", choices=("step",), help="the training step")
     add("config", metavar="CONFIG.yaml", help="the run")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distcnn.errors import BadEnvironment, DistcnnError, NoMeeting
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.parallel.world import World
@@ -213,14 +214,7 @@ def _listed(ranks: Sequence[int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn doctor",
-        usage="distcnn doctor [options]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("doctor", "[options]", __doc__, EPILOG)
     add = parser.add_argument
     add("--output-dir", default="runs", metavar="FOLDER", help="where runs would lie; default: runs")
     add("--timeout", type=float, default=60, metavar="S", help="seconds to wait for the other ranks; default: 60")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distcnn.errors import BadInput, DistcnnError
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,14 +250,7 @@ def _difference(exported: "Run", images: "NDArray[np.uint8]", expected: "Tensor"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn export",
-        usage="distcnn export MODEL --format FORMAT [FORMAT ...] [options]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("export", "MODEL --format FORMAT [FORMAT ...] [options]", __doc__, EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run folder, a checkpoint, or a model.safetensors")
     add("--format", nargs="+", required=True, choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))

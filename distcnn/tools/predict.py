@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from distcnn.errors import BadInput, DistcnnError
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.predictor import Prediction
@@ -168,14 +169,7 @@ WRITERS = {"table": _table, "csv": _csv, "jsonl": _jsonl}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn predict",
-        usage="distcnn predict MODEL PATH [PATH ...] [options]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("predict", "MODEL PATH [PATH ...] [options]", __doc__, EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run folder, a checkpoint, or a model.safetensors")
     add("paths", metavar="PATH", nargs="+", help="images, folders of images, or patterns such as 'photos/*.jpg'")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from distcnn.errors import BadInput
+from distcnn.tools.command import command_parser
 
 EPILOG = """examples:
   distcnn report runs/simple_cnn                       writes runs/simple_cnn/report.html
@@ -45,14 +46,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn report",
-        usage="distcnn report RUN [RUN ...] [--output FILE]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("report", "RUN [RUN ...] [--output FILE]", __doc__, EPILOG)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folders")
     add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from distcnn.errors import BadInput
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.history import History
@@ -145,14 +146,7 @@ def _cell(row: Row, column: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn runs",
-        usage="distcnn runs [FOLDER] [options]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("runs", "[FOLDER] [options]", __doc__, EPILOG)
     add = parser.add_argument
     add("folder", metavar="FOLDER", nargs="?", default="runs", help="default: runs")
     add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")

@@ -12,6 +12,7 @@ from typing import get_args
 from distcnn.config import Config
 from distcnn.errors import BadInput
 from distcnn.parse import Settings
+from distcnn.tools.command import command_parser
 from distcnn.tools.sbatch import Job, Launcher, script
 
 EPILOG = """examples:
@@ -50,13 +51,8 @@ def run(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn slurm",
-        usage="distcnn slurm CONFIG.yaml [CONFIG.yaml ...] [options] [--section.key value ...]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "slurm", "CONFIG.yaml [CONFIG.yaml ...] [options] [--section.key value ...]", __doc__, EPILOG
     )
     add = parser.add_argument
     add("configs", nargs="+", metavar="CONFIG.yaml", help="the run; several only with --array")

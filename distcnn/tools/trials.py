@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, BadInput, DistcnnError, Stopped
+from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.config import Config
@@ -328,13 +329,8 @@ def _spread(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distcnn trials",
-        usage="distcnn trials CONFIG.yaml -n N [--vs CONFIG2.yaml] [options] [--section.key value ...]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "trials", "CONFIG.yaml -n N [--vs CONFIG2.yaml] [options] [--section.key value ...]", __doc__, EPILOG
     )
     add = parser.add_argument
     add("config", metavar="CONFIG.yaml", help="the run")

@@ -137,3 +137,12 @@ def test_what_cannot_be_computed_is_none():
     found = added_up({"a": {0: record}, "b": {1: record}})
     assert "difference" not in found
     assert "loss" not in found["configs"]["a"]
+
+
+def test_as_a_slurm_array_each_element_is_a_seed(configs):
+    outcome = run_ranks(
+        ["trials", configs[0], "-n", "3", "--first-seed", "2", "--vs", configs[1], "--slurm", "--print"]
+    )
+    assert outcome.codes == [0], outcome.err
+    assert outcome.out.count("#SBATCH --array=2-4") == 2
+    assert '--seed "$SLURM_ARRAY_TASK_ID" --name "$name-seed$SLURM_ARRAY_TASK_ID"' in outcome.out
