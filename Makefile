@@ -39,7 +39,7 @@ bench: .venv/.bench
 packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium faketime
+		slurmctld slurmd slurm-client munge openmpi-bin iproute2 procps chromium
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -56,7 +56,7 @@ def test_images_labels_and_class_names(tree):
     assert (train[0].shape, train[0].dtype, train[1].dtype) == ((8, 8, 8, 3), np.uint8, np.int64)
     assert np.bincount(train[1]).tolist() == [4, 4]
     assert np.bincount(test[1]).tolist() == [1, 1]
-    greys = [int(image.max()) for images, _, _ in (train, test) for image in images]
+    greys = [int(image.max()) for images, *_ in (train, test) for image in images]
     assert sorted(greys) == sorted(100 * label + 10 * i for label in range(2) for i in range(5))
     for images, labels, _ in (train, test):
         assert [int(image.min()) // 100 for image in images] == labels.tolist()
