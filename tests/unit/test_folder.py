@@ -58,7 +58,7 @@ def test_images_labels_and_class_names(tree):
     assert np.bincount(test[1]).tolist() == [1, 1]
     greys = [int(image.max()) for images, *_ in (train, test) for image in images]
     assert sorted(greys) == sorted(100 * label + 10 * i for label in range(2) for i in range(5))
-    for images, labels, _ in (train, test):
+    for images, labels, *_ in (train, test):
         assert [int(image.min()) // 100 for image in images] == labels.tolist()
 
 
