@@ -42,7 +42,7 @@ EPILOG = """examples:
   distcnn export runs/simple_cnn --format onnx
   torchrun --standalone --nproc_per_node=2 -m distcnn doctor
   distcnn bench step configs/cifar10_cnn.yaml
-  distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
+  distcnn slurm configs/cifar10_resnet18.yaml --nodes 1 --gpus-per-node 4 --time 02:00:00
 
 exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal and worth starting again, 130 interrupted
 """

@@ -16,11 +16,11 @@ from distcnn.tools.command import command_parser
 from distcnn.tools.sbatch import Job, Launcher, script
 
 EPILOG = """examples:
-  distcnn slurm configs/cifar10_cnn.yaml --nodes 2 --gpus-per-node 4 --time 02:00:00
-  distcnn slurm configs/cifar10_cnn.yaml --nodes 1 --ranks-per-node 8 --cpus-per-rank 4 --optim.lr 0.1
+  distcnn slurm configs/cifar10_resnet18.yaml --nodes 1 --gpus-per-node 4 --time 02:00:00
+  distcnn slurm configs/simple_cnn.yaml --nodes 1 --ranks-per-node 8 --cpus-per-rank 4 --optim.lr 0.1
   distcnn slurm configs/simple_cnn.yaml --nodes 1 --gpus-per-node 1 --array 0-9     seeds 0 to 9, one job each
   distcnn slurm a.yaml b.yaml c.yaml --nodes 1 --gpus-per-node 1 --array 0-2       a config each
-  distcnn slurm configs/cifar10_cnn.yaml --launcher elastic --nodes 4 --gpus-per-node 8 --print
+  distcnn slurm configs/simple_cnn.yaml --launcher elastic --nodes 2 --gpus-per-node 8 --print
 
 A run that its time limit or a preemption stops is saved and requeued by itself. Submitted again, it continues.
 """

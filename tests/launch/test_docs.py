@@ -93,3 +93,14 @@ def test_imports_run_one_way():
     order = levels(graph())  # raises where there is a circle
     assert order["errors"] == 0
     assert max(order, key=lambda part: order[part]) in ("__main__", "tools", "api")
+
+
+def test_the_examples_of_distcnn_slurm_divide(monkeypatch, capsys):
+    from distcnn.__main__ import EPILOG, main
+    from distcnn.tools import slurm
+
+    monkeypatch.chdir(ROOT)
+    examples = re.findall(r"^  distcnn (slurm configs/(?:[^ \n]| (?! ))+)", EPILOG + slurm.EPILOG, re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        assert main([*example.replace(" --print", "").split(), "--print"]) == 0, capsys.readouterr().err
