@@ -194,8 +194,10 @@ def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size:
 
 def _matrix(links: Sequence[dict[str, Any]], size: int) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="links in MB/s, from row to column", title_justify="left", box=None, pad_edge=False)
+    title = Text("links in MB/s, from row to column", no_wrap=True, overflow="ignore")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     speeds = {(one["from"], one["to"]): one["bandwidth"] for one in links}
     table.add_column("rank", justify="right")
     for rank in range(size):
