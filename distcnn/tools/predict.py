@@ -118,8 +118,11 @@ def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Pre
         with write_text(output) as file, writer(file, top) as write:
             yield write
     else:
-        with whole_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
-            yield write
+        try:
+            with whole_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
+                yield write
+        except OSError as error:
+            raise DistcnnError(f"--output {output}: {error.strerror or error}; nothing was written") from error
 
 
 @contextmanager
