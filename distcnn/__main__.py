@@ -74,10 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     _tell_launcher(code)
-    # A stuck tracker was left behind, or a meeting with a program that does not answer: exit handlers would wait.
-    if any(thread.name.startswith(("distcnn-tracker", "distcnn-meeting")) for thread in threading.enumerate()):
+    # A stuck tracker was left behind, or a meeting with a program that does not answer: exit handlers would wait. After
+    # an error the group still stands, and gloo's threads may abort the process while the interpreter ends.
+    stuck = any(thread.name.startswith(("distcnn-tracker", "distcnn-meeting")) for thread in threading.enumerate())
+    if stuck or _group_stands():
+        for thread in threading.enumerate():
+            if thread.name == "distcnn-saver":  # as the interpreter would: a checkpoint is being written
+                thread.join()
         os._exit(code)
     return code
+
+
+def _group_stands() -> bool:
+    """Without importing torch where nothing has."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and bool(dist.is_available() and dist.is_initialized())
 
 
 def _lost_contact(error: Exception) -> bool:
