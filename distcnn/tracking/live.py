@@ -33,7 +33,7 @@ class LiveDisplay:
         self.loss, self.seen = 0.0, 0
         self.numbers: dict[str, str] = {}
         self.process = psutil.Process()
-        self.live = Live(self._drawn(), console=console, refresh_per_second=4, transient=True)
+        self.live = Live(get_renderable=self._drawn, console=console, refresh_per_second=4, transient=True)
         self.live.start()
 
     def step(self, record: Record) -> None:
@@ -53,26 +53,25 @@ class LiveDisplay:
             each = record["images_per_s"] / plan.world_size
             speed += f" ({each:,.0f} a rank, rank {record['slowest_rank']} {record['rank_spread']:+.0%} busier)"
         self.numbers |= {"loss": f"loss {self.loss:.4f}", "speed": speed, "lr": f"lr {record['lr']:.3g}"}
-        self._show()
 
     def evaluated(self, record: Record) -> None:
         """An eval record."""
         self.numbers["accuracy"] = f"accuracy {record['accuracy']:.2%}"
-        self._show()
 
     def stop(self) -> None:
         """Remove it from the screen."""
         self.live.stop()
 
-    def _show(self) -> None:
-        saved = self.last_checkpoint()
-        restarts = f"restart {self.restarts}" if self.restarts else ""
-        self.numbers |= {"memory": _memory(self.process), "saved": saved and f"saved {saved}", "restarts": restarts}
-        self.live.update(self._drawn())
-
     def _drawn(self) -> RenderableType:
-        order = ("loss", "accuracy", "speed", "lr", "memory", "saved", "restarts")
-        shown = [self.numbers[key] for key in order if self.numbers.get(key)]
+        """In the display's thread: a record costs the training neither a look at the disk nor a drawing."""
+        numbers = [self.numbers.get(key, "") for key in ("loss", "accuracy", "speed", "lr")]
+        saved = self.last_checkpoint()
+        numbers += [
+            _memory(self.process),
+            saved and f"saved {saved}",
+            f"restart {self.restarts}" if self.restarts else "",
+        ]
+        shown = [number for number in numbers if number]
         lines: list[str] = []  # broken between two numbers, not within one
         for number in shown:
             if lines and len(lines[-1]) + 2 + len(number) <= self.progress.console.width:
