@@ -18,6 +18,7 @@ from distcnn import __version__
 from distcnn.errors import BadInput
 from distcnn.history import History
 from distcnn.report import figures
+from distcnn.training.checkpoint import whole_file
 from distcnn.training.predictions import Predictions
 
 HERE = Path(__file__).parent
@@ -60,6 +61,14 @@ def page(runs: Sequence[History]) -> str:
         version=__version__,
         **alone,
     )
+
+
+def write_page(runs: Sequence[History], output: Path) -> int:
+    """Write it, whole or not at all; returns its size in characters. Raises BadInput, OSError."""
+    text = page(runs)
+    with whole_file(output) as aside:
+        aside.write_text(text, encoding="utf-8", errors="replace")
+    return len(text)
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -3,7 +3,6 @@
 https://huggingface.co/docs/hub/model-cards
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import yaml
 
 from distcnn import __version__
-from distcnn.trained import Trained
+from distcnn.history import read_history
+from distcnn.records import Record
+from distcnn.trained import Trained, is_safetensors
 
 _NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
 
@@ -73,16 +74,12 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
     return "\n".join(parts)
 
 
-def _evaluated(trained: Trained) -> dict[str, Any] | None:
-    """The evaluation of this very step in the run's metrics.jsonl."""
-    path = trained.path.parent.parent / "metrics.jsonl"
-    if trained.path.name == "model.safetensors":
-        path = trained.path.parent / "metrics.jsonl"
-    if not path.is_file():
+def _evaluated(trained: Trained) -> Record | None:
+    """The run's evaluation of this very step."""
+    folder = trained.path.parent if is_safetensors(trained.path) else trained.path.parent.parent
+    if not (folder / "metrics.jsonl").is_file():
         return None
-    evaluations = [line for line in path.read_text(encoding="utf-8").splitlines() if '"kind": "eval"' in line]
-    found = [record for record in map(json.loads, evaluations) if record["step"] == trained.step]
-    return found[-1] if found else None
+    return next((found for found in reversed(read_history(folder).evaluations) if found["step"] == trained.step), None)
 
 
 def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,7 @@ def run(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
     from distcnn.history import read_history
-    from distcnn.report.page import missing, page
-    from distcnn.training.checkpoint import whole_file
+    from distcnn.report.page import missing, write_page
 
     if problem := missing():
         raise BadInput(f"distcnn report: {problem}")
@@ -36,13 +35,11 @@ def run(arguments: list[str]) -> None:
     output = Path(options.output) if options.output else folders[0] / "report.html"
     if len(folders) > 1 and not options.output:
         output = Path("report.html")
-    text = page(runs)
     try:
-        with whole_file(output) as aside:
-            aside.write_text(text, encoding="utf-8", errors="replace")
+        size = write_page(runs, output)
     except OSError as error:
         raise BadInput(f"--output {output}: {error.strerror}; give a file in a folder that can be written") from error
-    print(f"{output}: {len(text) / 1e6:.1f} MB")
+    print(f"{output}: {size / 1e6:.1f} MB")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,11 +19,8 @@ class ReportTracker:
         """Write report.html. Whatever goes wrong costs a warning."""
         try:
             from distcnn.history import read_history
-            from distcnn.report.page import page
-            from distcnn.training.checkpoint import whole_file
+            from distcnn.report.page import write_page
 
-            text = page([read_history(self.folder)])
-            with whole_file(self.folder / "report.html") as aside:
-                aside.write_text(text, encoding="utf-8", errors="replace")
+            write_page([read_history(self.folder)], self.folder / "report.html")
         except Exception as error:  # the training is what matters
             print(f"warning: no report.html: {type(error).__name__}: {error}", file=sys.stderr)
