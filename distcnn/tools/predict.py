@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def run(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from distcnn.parallel.collectives import check_same
     from distcnn.parallel.meeting import process_group
     from distcnn.parallel.world import cores, world_from
     from distcnn.predictor import Predictor, in_order
@@ -63,6 +65,8 @@ def run(arguments: list[str]) -> None:
         process_group(world, cuda=trained.device.type == "cuda", timeout_s=trained.config.train.timeout),
         _opened(output if world.is_main else Path(os.devnull), options.format, predictor.top) as write,
     ):
+        check_same({"the list of images": sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()[:12],
+                    "the model's step": trained.step})  # fmt: skip
         found = in_order(predictor, paths, options.batch_size, world)
         console = Console(stderr=True, quiet=not world.is_main)
         bar = track(found, "predicting", len(paths), console=console, transient=True, disable=not console.is_terminal)

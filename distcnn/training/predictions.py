@@ -37,7 +37,7 @@ def save_predictions(path: Path, evaluation: Evaluation, data: ImageSet, step: i
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(
             file, step=step, labels=data.labels, best=evaluation.best.astype(np.int32),
-            probabilities=evaluation.probabilities, mistakes=mistakes, thumbnails=_thumbnails(data.images[mistakes]),
+            probabilities=evaluation.probabilities, mistakes=mistakes, thumbnails=_thumbnails(data.images, mistakes),
             files=np.array([data.files[row] for row in mistakes] if data.files else [], dtype=np.str_),
         )  # fmt: skip
 
@@ -59,9 +59,10 @@ def load_predictions(path: Path) -> Predictions:
     return predictions
 
 
-def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[M, S, S, 3] of at most 96 pixels a side."""
+def _thumbnails(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """[M, S, S, 3] of these rows, at most 96 pixels a side; one by one, as they may be large."""
+    if len(rows) == 0 or images.shape[1] <= _THUMBNAIL:
+        return np.asarray(images[rows])
     size = (_THUMBNAIL, _THUMBNAIL)
-    if len(images) == 0 or images.shape[1] <= _THUMBNAIL:
-        return np.asarray(images)
-    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC)) for one in images])
+    small = (Image.fromarray(images[row]).resize(size, Image.Resampling.BICUBIC) for row in rows)
+    return np.stack([np.asarray(one) for one in small])
