@@ -77,13 +77,7 @@ def run_ranks(
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, cwd=cwd, env=shared | own, text=True, stdout=pipe, stderr=pipe))
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return Outcome([p.returncode for p in processes], "".join(o for o, _ in outputs), "".join(e for _, e in outputs))
+    return Outcome(*outcomes(processes))
 
 
 def run_torchrun(arguments: Sequence[str | Path], ranks: int, cwd: Path | None = None, **environment: str) -> Outcome:

@@ -36,8 +36,9 @@ def report(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     require("chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
         chromium = running.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         yield chromium
         chromium.close()
