@@ -16,9 +16,9 @@ from PIL import Image
 
 from distcnn import __version__
 from distcnn.errors import BadInput
+from distcnn.files import whole_file
 from distcnn.history import History
 from distcnn.report import figures
-from distcnn.training.checkpoint import whole_file
 from distcnn.training.predictions import Predictions
 
 HERE = Path(__file__).parent

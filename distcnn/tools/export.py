@@ -44,9 +44,9 @@ def run(arguments: list[str]) -> None:
         raise BadInput(missing)
     if options.count < 1:
         raise BadInput(f"--count {options.count}: should be 1 or more")
+    from distcnn.files import whole_file
     from distcnn.tools.card import card
     from distcnn.trained import load_model
-    from distcnn.training.checkpoint import whole_file
 
     fixed = {"train.device": "cpu", "train.precision": "fp32", "model.channels_last": False, "model.compile": False}
     views = {"eval.views": options.views} if options.views else {}

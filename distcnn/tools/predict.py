@@ -109,7 +109,7 @@ def found_images(paths: Iterable[str], problems: list[str]) -> list[str]:
 @contextmanager
 def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Prediction"], None]]:
     """What takes predictions, for stdout or a file, which is whole or absent."""
-    from distcnn.training.checkpoint import whole_file
+    from distcnn.files import whole_file
 
     writer = WRITERS[kind]
     write_text = partial(open, mode="w", encoding="utf-8", errors="surrogateescape", newline="")

@@ -264,7 +264,7 @@ def _submit(paths: Sequence[Path], options: argparse.Namespace, rest: list[str])
 
 
 def _keep(found: dict[str, Any], output: Path) -> None:
-    from distcnn.training.checkpoint import whole_file
+    from distcnn.files import whole_file
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as aside:

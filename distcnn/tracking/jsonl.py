@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distcnn.files import whole_file
 from distcnn.records import Record
-from distcnn.training.checkpoint import whole_file
 
 
 class JsonlTracker:

@@ -10,14 +10,13 @@ import pickletools
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distcnn.errors import BadInput
+from distcnn.files import whole_file
 
 FORMAT = 1
 _SEAL = 32  # bytes of a SHA-256
@@ -169,30 +168,8 @@ def _check_backed(tree: Any) -> None:
             _check_backed(value)
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it into place, synced to the disk, if nothing failed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # file systems without hard links
         shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,9 +19,10 @@ from typing_extensions import TypedDict
 from distcnn.config import Config
 from distcnn.data.augment import Normalize
 from distcnn.errors import BadInput
+from distcnn.files import whole_file
 from distcnn.parallel.waiting import waiting
 from distcnn.parse import SECTIONS, to_dict
-from distcnn.training.checkpoint import Checkpoints, load, whole_file
+from distcnn.training.checkpoint import Checkpoints, load
 from distcnn.training.loop import TrainState
 from distcnn.training.plan import Plan
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from distcnn.data.sources import ImageSet
 from distcnn.errors import BadInput
-from distcnn.training.checkpoint import whole_file
+from distcnn.files import whole_file
 from distcnn.training.evaluate import Evaluation
 
 _MISTAKES = 40

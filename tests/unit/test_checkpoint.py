@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from distcnn.errors import BadInput
-from distcnn.training.checkpoint import Checkpoints, _seal, is_whole, load, whole_file
+from distcnn.files import whole_file
+from distcnn.training.checkpoint import Checkpoints, _seal, is_whole, load
 
 
 def state(step=0):
