@@ -121,7 +121,8 @@ class ModelConfig:
 
     name: str = Field(
         default="simple_cnn",
-        description="simple_cnn, compact_cnn, resnet9, resnet18, a torchvision classifier, or package.module:callable",
+        description="simple_cnn, compact_cnn, resnet9, resnet18, whitened_cnn, a torchvision classifier, or "
+        "package.module:callable",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments for it, as YAML")
     channels_last: bool = Field(default=True, description="NHWC memory layout")

@@ -18,6 +18,7 @@ SMALL = {
     "train": {"duration": "4step", "batch_size": 50, "ema": 0.9, "threads": 1},
     "model": {"name": "resnet9", "args": {"width": 4}}, "eval": {"views": "mirror"},
     "tracking": {"wandb": "disabled", "console": False, "report": False}, "optim.lr": 0.05,
+    "checkpoint": {"every": "1step", "keep": 4},
 }  # fmt: skip
 
 
@@ -47,9 +48,16 @@ def test_what_a_checkpoint_and_the_exported_weights_evaluate_to_is_what_the_run_
 
 
 def test_the_moving_average_is_loaded_not_the_last_weights(result):
-    loaded = distcnn.load_model(result.folder).model.state_dict()
-    saved = torch.load(next((result.folder / "checkpoints").glob("step-*.pt")), weights_only=True)
-    assert not any(torch.equal(loaded[name], saved["model"][name]) for name in loaded if name.endswith("weight"))
+    loaded = dict(distcnn.load_model(result.folder).model.named_parameters())
+    folder = result.folder / "checkpoints"
+    saved = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in (1, 2, 3, 4)]
+    for i, (name, weights) in enumerate(loaded.items()):
+        average = saved[0]["averages"]["ema"][i]
+        for step, at in enumerate(saved[1:], start=2):
+            decay = min(0.9, (1 + step) / (10 + step))
+            average = decay * average + (1 - decay) * at["model"][name]
+        torch.testing.assert_close(weights.detach(), average)
+        assert not torch.equal(weights, saved[-1]["model"][name])
 
 
 def test_a_predictor_gives_the_probabilities_that_the_evaluation_counted(result):

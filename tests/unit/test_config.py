@@ -15,6 +15,7 @@ from distcnn.config import (
 )
 from distcnn.conflicts import conflicts
 from distcnn.errors import BadInput
+from distcnn.models import MODELS
 from distcnn.parse import KEYS, SECTIONS, Settings, documented_keys, saved_settings, to_dict, to_yaml, value_at
 
 
@@ -124,6 +125,11 @@ def test_yaml_and_dict_round_trip(tmp_path):
     assert saved_settings(to_dict(config), "step-00000001.pt").check(1) == config
 
 
+def test_the_key_names_every_built_in_model():
+    text = {key: text for key, *_, text in documented_keys()}["model.name"]
+    assert text.split(", ")[: len(MODELS)] == [*MODELS]
+
+
 def test_a_saved_setting_names_its_file():
     tree = to_dict(Config())
     tree["train"]["batch_size"] = 0
@@ -137,7 +143,8 @@ def test_every_key_is_documented_with_its_type_and_default():
     assert not set(KEYS) & set(SECTIONS)
     for key, (kind, _, text) in documented.items():
         value_at(Config(), key)
-        assert text.strip()
+        named = re.findall(rf"\b(?:{'|'.join(SECTIONS)})\.\w+", text)
+        assert set(named) <= set(KEYS), f"{key} names {named}"
         assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]", "[number, strength]"), key
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["schedule.milestones"][0] == "durations"

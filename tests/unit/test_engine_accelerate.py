@@ -1,5 +1,7 @@
 """The engine on Accelerate: what its configuration says, and the native engine's weights to the bit."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +132,24 @@ def test_the_weights_are_the_native_engines_to_the_bit(accelerate, monkeypatch, 
         train(engine, 4)
     assert tensors(other.state_dict()) == tensors(native.state_dict()) != begun
     assert [*other.state_dict()["model"]] == [*build_model("resnet9", 10, 16, {"width": 4}).state_dict()]
+
+
+@pytest.mark.parametrize("kind", [DDPEngine, AccelerateEngine])
+def test_a_clipped_step_is_the_one_computed_by_hand(accelerate, kind):
+    engine = engine_of(kind)
+    before = copy.deepcopy(engine.model)
+    train(engine, 1)
+    generator, loss = torch.Generator().manual_seed(0), 0.0
+    for _ in range(3):
+        images = torch.randn(8, 3, 16, 16, generator=generator)
+        loss = loss + F.cross_entropy(before(images), torch.randint(10, (8,), generator=generator)) / 3
+    parameters = [*before.parameters()]
+    gradients = torch.autograd.grad(loss, parameters)
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert norm > 0.1  # of which 0.05 are left
+    for p, g, after in zip(parameters, gradients, engine.model.parameters(), strict=True):
+        expected = p - 0.1 * (g * (0.05 / norm) + 1e-3 * p)
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend", ["NO", "EAGER"])
