@@ -11,8 +11,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from distcnn.errors import EXIT_PREEMPTED, BadInput
+from distcnn.predictions import Predictions, load_predictions
 from distcnn.records import Record
-from distcnn.training.predictions import Predictions, load_predictions
 
 State = Literal["running", "done", "preempted", "interrupted", "failed", "died"]
 
@@ -88,8 +88,7 @@ class History:
 
     def predictions(self) -> Predictions | None:
         """Those of the newest evaluation, if they were kept. Raises BadInput where they are damaged."""
-        path = self.folder / "predictions.npz"
-        return load_predictions(path) if path.is_file() else None
+        return load_predictions(self.folder / "predictions.npz")
 
 
 def read_history(folder: Path) -> History:

@@ -31,22 +31,11 @@ class Settings:
     def read_yaml(self, path: Path) -> "Settings":
         """Add a file's values. A key given twice, which YAML would let pass, is a problem."""
         try:
-            text = path.read_text(encoding="utf-8")
-            depth = 0
-            for event in yaml.parse(text, Loader=yaml.SafeLoader):
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if isinstance(event, yaml.AliasEvent):
-                    # Nine of nine of nine …: a short file would make billions of values.
-                    raise BadInput(f"{path}: YAML's aliases (*name) are not taken; write the value out")
-                if depth > _DEEPEST:  # PyYAML's time grows with the square of it
-                    raise BadInput(f"{path}: nested more than {_DEEPEST} levels deep; a config has two or three")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = compose(path.read_bytes())
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror}: give the path of a YAML config, as in configs/") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise BadInput(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise BadInput(f"{path}: should hold sections such as `train:` and `data:`, not a list or a single value")
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from None
         if root is not None:
             self._add(root, "", path)
         return self
@@ -62,11 +51,10 @@ class Settings:
             if key in SECTIONS and isinstance(value_node, yaml.MappingNode):
                 self._add(value_node, key + ".", path)
                 continue
-            loader = yaml.SafeLoader("")
             try:
-                self.values[key] = (loader.construct_document(value_node), place)
-            except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
-                self.problems.append(f"{key} ({place}): {' '.join(str(error).split())}")
+                self.values[key] = (construct(value_node), place)
+            except ValueError as error:
+                self.problems.append(f"{key} ({place}): {error}")
             for line, twice in _given_twice(value_node):
                 self.problems.append(f"{key} ({path}:{line}): {twice} is given twice")
 
@@ -142,6 +130,35 @@ class Settings:
 
     def _place(self, key: str) -> str:
         return self.values[key][1] if key in self.values else "default"
+
+
+def compose(data: bytes) -> yaml.MappingNode | None:
+    """The mapping that a YAML file holds, None where it is empty. Raises ValueError with what is wrong with it."""
+    depth = 0
+    try:
+        text = data.decode("utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                # Nine of nine of nine …: a short file would make billions of values.
+                raise ValueError("YAML's aliases (*name) are not taken; write the value out")
+            if depth > _DEEPEST:  # PyYAML's time grows with the square of it
+                raise ValueError(f"nested more than {_DEEPEST} levels deep; a config has two or three")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ValueError("should hold sections such as `train:` and `data:`, not a list or a single value")
+    return root
+
+
+def construct(node: yaml.Node) -> Any:
+    """The plain value of a part of a YAML file. Raises ValueError where it does not fit its tag."""
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except Exception as error:  # for an empty !!int or a !!bool that is none, whatever PyYAML stumbles over
+        text = str(error) if isinstance(error, yaml.YAMLError | ValueError) else f"no {node.tag.rpartition(':')[2]}"
+        raise ValueError(" ".join(text.split())) from None
 
 
 Overrides = Settings | Mapping[str, Any]  # such as {"optim.lr": 0.1}

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distcnn.history import History
+from distcnn.predictions import Predictions
 from distcnn.records import Record
-from distcnn.training.predictions import Predictions
 
 Figure = dict[
     str, Any

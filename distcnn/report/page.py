@@ -18,8 +18,8 @@ from distcnn import __version__
 from distcnn.errors import BadInput
 from distcnn.files import whole_file
 from distcnn.history import History
+from distcnn.predictions import Predictions
 from distcnn.report import figures
-from distcnn.training.predictions import Predictions
 
 HERE = Path(__file__).parent
 _MISTAKES = 24

@@ -11,7 +11,7 @@ from distcnn.errors import BadInput
 from distcnn.history import read_history
 from distcnn.report import figures
 from distcnn.report.page import HERE, _per_class, differing, page
-from distcnn.training.predictions import Predictions, load_predictions
+from distcnn.predictions import Predictions, load_predictions
 
 TINY = {
     "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 60, "image_size": 16}, "optim.lr": 0.01,
