@@ -24,7 +24,7 @@ test-slurm: .venv/.lint
 TRIALS ?= 200
 SEED ?= 0
 chaos: .venv/.lint
-	$(BIN)/python tests/chaos.py --trials $(TRIALS) --seed $(SEED) --out docs/chaos.md
+	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED) --out docs/chaos.md
 
 # Beside what else one would take, on an image folder DIR: about two hours on 2 cores. Parts: python -m benchmarks.peers …
 N ?= 5

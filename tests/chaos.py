@@ -1,6 +1,6 @@
 """Chaos: one fault a trial, at a random moment of a short training; then it is resumed, and compared to the bit.
 
-    python tests/chaos.py --trials 200 --seed 0 --out docs/chaos.md        (make chaos)
+    python -m tests.chaos --trials 200 --seed 0 --out docs/chaos.md        (make chaos)
 
 Every trial trains on 1, 2 or 3 ranks (real processes), is hit by one fault, has to end as promised (exit code, within
 a bound, no process left), and is then started again by the same command until it is done. Its final weights and its
@@ -8,7 +8,6 @@ history must be those of a training that nothing has hit, to the bit.
 """
 
 import argparse
-import hashlib
 import os
 import platform
 import random
@@ -26,14 +25,16 @@ from statistics import median
 
 import psutil
 import torch
-from conftest import clean_environment, free_port, metrics
+
+from tests.ranks import Ranks, start, torchrun
+from tests.records import metrics, steps, weights
 
 STEPS = 24
 TIMEOUT_S = 20  # train.timeout
 BOUND_S = 90  # a trial's run that takes longer hangs
 CONFIG = """
 data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16, flip: true, crop_padding: 2}
-model: {name: "chaos_faults:Net"}
+model: {name: "tests.chaos_faults:Net"}
 optim: {name: adamw, lr: 0.003}
 schedule: {name: cosine}
 eval: {every: 8step}
@@ -51,6 +52,7 @@ class Trial:
     arguments: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    workers: list[psutil.Process] = field(default_factory=list)  # torchrun's
 
     @property
     def run(self) -> Path:
@@ -58,7 +60,7 @@ class Trial:
 
     def command(self) -> list[str]:
         return [
-            "-m", "distcnn", "train", str(self.home / "chaos.yaml"), "--checkpoint.resume", "auto",
+            "train", str(self.home / "chaos.yaml"), "--checkpoint.resume", "auto",
             "--output_dir", str(self.home / "runs"), "--train.duration", f"{STEPS}step", "--train.batch_size", "240",
             "--train.micro_batch", "40", "--train.threads", "1", "--train.timeout", str(TIMEOUT_S),
             "--checkpoint.every", "3step", "--tracking.log_every", "1", "--tracking.console", "false",
@@ -66,94 +68,50 @@ class Trial:
         ]  # fmt: skip
 
     @contextmanager
-    def started(self, **environment: str) -> Iterator["Ranks"]:
+    def started(self, **environment: str) -> Iterator[Ranks]:
         """The ranks as processes; whatever is left of them in the end is a failure of the trial, and killed."""
-        shared = clean_environment() | self.environment | environment
-        shared["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": self.home}
-        ranks = Ranks(self)
-        with (self.home / "output").open("w+") as output:
-            pipe["stdout"] = output
-            if self.launcher == "torchrun":
-                torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
-                ranks.processes = [psutil.Popen([sys.executable, *torchrun, *self.command()], env=shared, **pipe)]
-            else:
-                if self.ranks > 1:
-                    shared |= {
-                        "WORLD_SIZE": str(self.ranks),
-                        "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(free_port()),
-                    }
-                for rank in range(self.ranks):
-                    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.ranks > 1 else {}
-                    ranks.processes.append(psutil.Popen([sys.executable, *self.command()], env=shared | own, **pipe))
+        shared = self.environment | environment
+        shared["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        by_torchrun = self.launcher == "torchrun"
+        program = torchrun(self.ranks) if by_torchrun else ("-m", "distcnn")
+        self.workers = []
+        with start(self.command(), 1 if by_torchrun else self.ranks, program, self.home, **shared) as ranks:
             try:
                 yield ranks
             finally:
-                for process in ranks.all():
-                    process.kill()
-                output.seek(0)
-                self.outputs.append(output.read())
+                ranks.close()
+                self.outputs.append(ranks.out() + ranks.err())
 
-
-class Ranks:
-    """The processes of one start."""
-
-    def __init__(self, trial: Trial):
-        self.trial, self.processes, self.workers = trial, [], []
-
-    def all(self) -> list[psutil.Process]:
-        """Every process of it that lives, workers of workers as well."""
-        found = set(self.workers)
-        for process in [*self.processes, *self.workers]:
-            try:
-                found |= {process, *process.children(recursive=True)}
-            except psutil.NoSuchProcess:
-                continue
-        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-    def until_step(self, step: int) -> None:
+    def until_step(self, ranks: Ranks, step: int) -> None:
         """Wait until so many steps are logged, or it has ended."""
         end = time.monotonic() + BOUND_S
-        while steps(self.trial.run) < step and self.processes[0].poll() is None:
+        while steps(self.run) < step and ranks[0].poll() is None:
             assert time.monotonic() < end, "it did not begin to train"
             time.sleep(0.02)
-        if self.trial.launcher == "torchrun":
-            self.workers = self.processes[0].children()
+        ranks.alive()  # notes whom the ranks have started, who must not outlive them
+        if self.launcher == "torchrun":
+            self.workers = ranks.children()
 
-    def victim(self) -> psutil.Process:
+    def victim(self, ranks: Ranks) -> subprocess.Popen[bytes] | psutil.Process:
         """One of the ranks."""
-        return self.trial.chance.choice(self.workers or self.processes)
+        return self.chance.choice(self.workers or ranks.processes)
 
-    def end(self) -> list[int]:
+    def end(self, ranks: Ranks) -> list[int]:
         """The exit codes, when all have ended."""
         deadline = time.monotonic() + BOUND_S
-        for process in self.processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except psutil.TimeoutExpired:
-                raise AssertionError("it hangs") from None
-        while left := self.all():
+        try:
+            codes = ranks.wait(BOUND_S)
+        except TimeoutError:
+            raise AssertionError("it hangs") from None
+        while left := ranks.alive():
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.1)
-        return [process.returncode for process in self.processes]
-
-
-def steps(run: Path) -> int:
-    """Steps logged so far."""
-    try:
-        return (run / "metrics.jsonl").read_text().count('"kind": "train"')
-    except FileNotFoundError:
-        return 0
+        return codes
 
 
 def history(run: Path) -> list[tuple[object, ...]]:
     keys = ("kind", "step", "epoch", "loss", "lr", "correct", "total")
     return [tuple(line.get(key) for key in keys) for line in metrics(run) if line["kind"] != "event"]
-
-
-def weights(run: Path) -> str:
-    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
 
 
 # --- the faults: each does its harm, and checks that the run has ended as promised ------------------------------
@@ -166,27 +124,27 @@ def failed(codes: list[int]) -> None:
 
 def sigkill_of_a_rank(trial: Trial) -> None:
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(STEPS - 2))
-        ranks.victim().kill()
-        failed(ranks.end())
+        trial.until_step(ranks, trial.chance.randrange(STEPS - 2))
+        trial.victim(ranks).kill()
+        failed(trial.end(ranks))
 
 
 def sigkill_of_the_launcher(trial: Trial) -> None:
     trial.launcher = "torchrun"
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(1, STEPS - 2))
+        trial.until_step(ranks, trial.chance.randrange(1, STEPS - 2))
         ranks.processes[0].kill()
-        failed(ranks.end())
+        failed(trial.end(ranks))
 
 
 def sigstop_of_a_rank(trial: Trial) -> None:
     trial.ranks = max(2, trial.ranks)
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(1, STEPS // 2))
-        victim = ranks.victim()
+        trial.until_step(ranks, trial.chance.randrange(1, STEPS // 2))
+        victim = trial.victim(ranks)
         rank = ranks.processes.index(victim)
-        victim.suspend()
-        failed(ranks.end())
+        victim.send_signal(signal.SIGSTOP)
+        failed(trial.end(ranks))
     assert f"rank {rank} on" in trial.outputs[-1], f"rank {rank} is not named"
     assert "no sign of life" in trial.outputs[-1]
 
@@ -194,23 +152,23 @@ def sigstop_of_a_rank(trial: Trial) -> None:
 def sigterm_to_a_rank(trial: Trial) -> None:
     trial.launcher = trial.chance.choice(["bare", "torchrun"])
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(STEPS - 3))
-        ranks.victim().send_signal(signal.SIGTERM)
-        codes = ranks.end()
+        trial.until_step(ranks, trial.chance.randrange(STEPS - 3))
+        trial.victim(ranks).send_signal(signal.SIGTERM)
+        codes = trial.end(ranks)
     ended = steps(trial.run) == STEPS  # it came too late
     assert ended or set(codes) <= ({1} if trial.launcher == "torchrun" else {75, -15}), f"exit codes {codes}"
 
 
 def kill_during_a_save(trial: Trial) -> None:
     with trial.started(CHAOS=f"save:0:{trial.chance.randrange(1, 50)}") as ranks:
-        failed(ranks.end())
+        failed(trial.end(ranks))
 
 
 def damaged(trial: Trial, harm: Callable[[bytes], bytes]) -> None:
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(8, STEPS - 2))
-        ranks.victim().kill()
-        failed(ranks.end())
+        trial.until_step(ranks, trial.chance.randrange(8, STEPS - 2))
+        trial.victim(ranks).kill()
+        failed(trial.end(ranks))
     newest = max((trial.run / "checkpoints").glob("step-*.pt"))
     newest.write_bytes(harm(newest.read_bytes()))
 
@@ -235,7 +193,7 @@ def full_disk(trial: Trial) -> None:
     try:
         filler, again = runs / "filler", trial.chance.random() < 0.5
         with trial.started() as ranks:
-            ranks.until_step(trial.chance.randrange(1, STEPS // 3))
+            trial.until_step(ranks, trial.chance.randrange(1, STEPS // 3))
             with filler.open("wb", buffering=0) as file:
                 try:
                     while file.write(bytes(4096)):
@@ -245,7 +203,7 @@ def full_disk(trial: Trial) -> None:
             if again:
                 time.sleep(0.5)
                 filler.unlink()
-            codes = ranks.end()
+            codes = trial.end(ranks)
         assert set(codes) <= {0, 1}, f"exit codes {codes}"
         if set(codes) == {1}:
             assert "could not write" in trial.outputs[-1]
@@ -261,14 +219,14 @@ def full_disk(trial: Trial) -> None:
 def nan_on_a_rank(trial: Trial) -> None:
     fault = f"nan:{trial.chance.randrange(trial.ranks)}:{trial.chance.randrange(1, STEPS)}"
     with trial.started(CHAOS=fault) as ranks:
-        assert set(ranks.end()) == {1}
+        assert set(trial.end(ranks)) == {1}
     assert "the loss is nan at step" in trial.outputs[-1]
 
 
 def exception_on_a_rank(trial: Trial) -> None:
     fault = f"exception:{trial.chance.randrange(trial.ranks)}:{trial.chance.randrange(1, STEPS)}"
     with trial.started(CHAOS=fault) as ranks:
-        failed(ranks.end())
+        failed(trial.end(ranks))
     assert "LookupError: planted in this rank" in trial.outputs[-1]
 
 
@@ -276,7 +234,7 @@ def tracker_that_blocks(trial: Trial) -> None:
     (trial.home / "wandb.py").write_text("import time\ntime.sleep(1000)\n")
     trial.arguments += ["--tracking.wandb", "offline", "--tracking.wandb_timeout", "1"]
     with trial.started() as ranks:
-        assert set(ranks.end()) == {0}
+        assert set(trial.end(ranks)) == {0}
     assert "wandb did not finish" in trial.outputs[-1]
 
 
@@ -287,12 +245,12 @@ def data_gone(trial: Trial) -> None:
     trial.arguments += ["--data.source", "folder", "--data.root", str(root)]
     shutil.copytree(trial.home.parent / "images", root)
     with trial.started() as ranks:
-        ranks.until_step(trial.chance.randrange(1, STEPS // 2))
+        trial.until_step(ranks, trial.chance.randrange(1, STEPS // 2))
         root.rename(trial.home / "gone")
-        ranks.victim().kill()
-        failed(ranks.end())
+        trial.victim(ranks).kill()
+        failed(trial.end(ranks))
     with trial.started() as ranks:
-        assert set(ranks.end()) == {2}
+        assert set(trial.end(ranks)) == {2}
     assert "no such folder" in trial.outputs[-1]
     (trial.home / "gone").rename(root)
 
@@ -300,7 +258,7 @@ def data_gone(trial: Trial) -> None:
 def clock_jump(trial: Trial) -> None:
     fault = f"clock:{trial.chance.randrange(trial.ranks)}:{trial.chance.randrange(1, STEPS)}"
     with trial.started(CHAOS=fault) as ranks:
-        assert set(ranks.end()) == {0}
+        assert set(trial.end(ranks)) == {0}
 
 
 FAULTS = (
@@ -314,7 +272,7 @@ NEEDS_ROOT = (full_disk,)
 def resume(trial: Trial) -> None:
     """The same command again, without the fault."""
     with trial.started() as ranks:
-        codes = ranks.end()
+        codes = trial.end(ranks)
     assert set(codes) == {0}, f"the resumed run ended with {codes}"
 
 
@@ -415,7 +373,7 @@ def main() -> int:
     table.append(f"| all | {total} | {good} | |")
     print("\n".join(table))
     if options.out:
-        command = f"python tests/chaos.py --trials {options.trials} --seed {options.seed}"
+        command = f"python -m tests.chaos --trials {options.trials} --seed {options.seed}"
         machine = f"{os.cpu_count()} cores, {platform.system()}, PyTorch {torch.__version__}"
         text = (
             f"# Chaos\n\n{__doc__.split(chr(10) * 2)[2].strip()}\n\n`{command}` on {machine}:\n\n"

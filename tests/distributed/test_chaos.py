@@ -3,8 +3,9 @@
 import random
 
 import pytest
-from chaos import FAULTS, NEEDS_ROOT, Chaos, full_disk
-from conftest import require
+
+from tests.chaos import FAULTS, NEEDS_ROOT, Chaos, full_disk
+from tests.needs import require
 
 SAMPLE = {full_disk, *random.Random(0).sample(FAULTS, 4)}
 

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import metrics, run_ranks
+
+from tests.ranks import run_ranks
+from tests.records import metrics
 
 FAULTY = '''
 import os

@@ -2,10 +2,7 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from itertools import count
 from queue import Queue
 from socketserver import BaseRequestHandler, TCPServer
@@ -13,11 +10,12 @@ from threading import Thread
 
 import pytest
 import torch.distributed as dist
-from broken_environments import BARE, HYDRA, less
-from conftest import TIMEOUT, clean_environment, free_port, metrics, run_ranks
 
 from distcnn.parallel.meeting import _fresh, network_interface, process_group
 from distcnn.parallel.world import World, world_from
+from tests.broken_environments import HYDRA, less
+from tests.ranks import TIMEOUT, Ranks, bare, free_port, run_ranks, start
+from tests.records import losses
 
 SHORT = ("--train.duration", "3step", "--eval.every", "3step", "--train.threads", "1", "--train.timeout", "60")
 
@@ -32,26 +30,9 @@ def first_port(job):
     return world_from(mpirun(0, 2, job)).master_port
 
 
-@contextmanager
-def started(config, name, job, ranks, size):
+def start_job(config, name, job, ranks, size) -> Ranks:
     """These ranks of a job of that size."""
-    command = [sys.executable, "-m", "distcnn", "train", config, "--name", name, *SHORT]
-    environments = [clean_environment() | mpirun(rank, size, job) for rank in ranks]
-    processes = [subprocess.Popen(command, env=environment) for environment in environments]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def codes(processes):
-    return [process.wait(TIMEOUT) for process in processes]
-
-
-def losses(config, name):
-    return [(line["kind"], line["loss"]) for line in metrics(config.parent / "runs" / name) if line["kind"] != "event"]
+    return start(["train", config, "--name", name, *SHORT], [mpirun(rank, size, job) for rank in ranks])
 
 
 def wait_for_listener(port):
@@ -69,15 +50,16 @@ def test_two_jobs_with_one_first_port_do_not_mix(synthetic):
     """The first job's rank 0 holds the port and waits, while the second job comes, trains and goes."""
     seen: dict[int, int] = {}
     one, other = next((seen[port], job) for job in count() if seen.setdefault(port := first_port(job), job) != job)
-    with started(synthetic, "one", one, [0], 2) as first:
+    runs = synthetic.parent / "runs"
+    with start_job(synthetic, "one", one, [0], 2) as first:
         wait_for_listener(first_port(one))
-        with started(synthetic, "other", other, [0, 1], 2) as whole:
-            assert codes(whole) == [0, 0]
+        with start_job(synthetic, "other", other, [0, 1], 2) as whole:
+            assert whole.wait() == [0, 0], whole.err()
         assert first[0].poll() is None  # nobody of the other job was taken for its own
-        with started(synthetic, "one", one, [1], 2) as second:
-            assert codes([*first, *second]) == [0, 0]
-    assert len(losses(synthetic, "one")) == 4
-    assert losses(synthetic, "one") == losses(synthetic, "other")
+        with start_job(synthetic, "one", one, [1], 2) as second:
+            assert first.wait() + second.wait() == [0, 0], first.err() + second.err()
+    assert len(losses(runs / "one")) == 4
+    assert losses(runs / "one") == losses(runs / "other")
 
 
 @pytest.mark.slow
@@ -88,47 +70,43 @@ def test_three_ranks_pass_over_ports_of_other_programs(synthetic):
     for server in others:  # they hang up on whoever calls
         Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with started(synthetic, "mpirun", job, [0, 1, 2], 3) as ranks:
-            assert codes(ranks) == [0, 0, 0]
+        with start_job(synthetic, "mpirun", job, [0, 1, 2], 3) as ranks:
+            assert ranks.wait() == [0, 0, 0], ranks.err()
     finally:
         for server in others:
             server.shutdown()
             server.server_close()
     assert run_ranks(["train", synthetic, "--name", "bare", *SHORT], 3).codes == [0, 0, 0]
-    assert len(losses(synthetic, "mpirun")) == 4
-    assert losses(synthetic, "mpirun") == losses(synthetic, "bare")
+    runs = synthetic.parent / "runs"
+    assert len(losses(runs / "mpirun")) == 4
+    assert losses(runs / "mpirun") == losses(runs / "bare")
 
 
 def test_a_program_that_never_answers_at_the_first_port(synthetic):
     job = f"mute-{os.getpid()}"
     with (
         socket.create_server(("", first_port(job))),
-        started(synthetic, "mpirun", job, [0, 1], 2) as ranks,
+        start_job(synthetic, "mpirun", job, [0, 1], 2) as ranks,
     ):
-        assert codes(ranks) == [0, 0]
+        assert ranks.wait() == [0, 0], ranks.err()
 
 
 def test_hydra_on_one_node_with_a_port_alone(synthetic):
     """MPICH's mpiexec -genv MASTER_PORT: the address is known, the ranks are on one node."""
-    shared = clean_environment() | less(HYDRA, "MASTER_ADDR")
-    shared |= {"MPI_LOCALNRANKS": "2", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "distcnn", "train", synthetic, *SHORT]
-    own = [{"PMI_RANK": rank, "MPI_LOCALRANKID": rank} for rank in "01"]
-    assert codes([subprocess.Popen(command, env=shared | one) for one in own]) == [0, 0]
+    shared = less(HYDRA, "MASTER_ADDR") | {"MPI_LOCALNRANKS": "2", "MASTER_PORT": str(free_port())}
+    ranks = [shared | {"PMI_RANK": rank, "MPI_LOCALRANKID": rank} for rank in "01"]
+    outcome = run_ranks(["train", synthetic, *SHORT], ranks)
+    assert outcome.codes == [0, 0], outcome.err
 
 
 def test_ranks_with_different_settings_do_not_train_together(synthetic, tmp_path):
     """One rank is told to use the other engine, as when a launcher hands its variables to one node only."""
-    world = BARE | {"MASTER_PORT": str(free_port())}
-    processes = []
-    for rank, engine in enumerate(("ddp", "accelerate")):
-        own = clean_environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "distcnn", "train", synthetic, *SHORT, "--engine", engine]
-        processes.append(subprocess.Popen(command, env=own, text=True, stderr=subprocess.PIPE))
-    errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
-    assert "engine is DDPEngine on rank 0, AccelerateEngine on rank 1" in errors[0]
-    assert "Traceback" not in "".join(errors)
+    one, other = bare(2)
+    train = ["train", synthetic, *SHORT, "--engine"]
+    with start([*train, "ddp"], [one]) as first, start([*train, "accelerate"], [other]) as second:
+        assert first.wait() + second.wait() == [1, 1]
+        assert "engine is DDPEngine on rank 0, AccelerateEngine on rank 1" in first.err()
+        assert "Traceback" not in first.err() + second.err()
     assert not (tmp_path / "runs").exists()
 
 

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import events, metrics, run_ranks
-from test_signals import RARELY, started, trains, until
+
+from tests.distributed.long import RARELY
+from tests.ranks import run_ranks, start
+from tests.records import events, metrics, steps
 
 RECORDS = """
 import hashlib, os
@@ -31,8 +33,8 @@ def test_two_three_and_one_ranks_within_one_epoch(synthetic, tmp_path):
     train = ["train", synthetic, "--model.name", "records:Records", "--data.synthetic_train", "720", "--data.flip", "false",
              "--data.crop_padding", "0", "--data.cutout", "0", "--train.batch_size", "120", "--train.threads", "1",
              *SAME]  # fmt: skip
-    for ranks, steps in ((2, 2), (3, 4), (1, 6)):
-        outcome = run_ranks([*train, "--train.duration", f"{steps}step"], ranks, cwd=tmp_path, LIFE=str(steps))
+    for ranks, end in ((2, 2), (3, 4), (1, 6)):
+        outcome = run_ranks([*train, "--train.duration", f"{end}step"], ranks, cwd=tmp_path, LIFE=str(end))
         assert outcome.codes == [0] * ranks, outcome.err
     seen = Counter(line for path in tmp_path.glob("seen-*") for line in path.read_text().splitlines())
     assert len(seen) == 720
@@ -75,14 +77,14 @@ def test_a_changed_config_is_refused_unless_it_is_meant(synthetic):
 
 def test_a_folder_that_is_trained_in_is_refused(synthetic, tmp_path):
     train = ["train", synthetic, *RARELY, "--train.duration", "100000step", *SAME]
-    with started(tmp_path, train) as (first,):
-        until(lambda: trains(tmp_path / "runs" / "tiny"), first)
+    with start(train, cwd=tmp_path) as ranks:
+        ranks.until(lambda: steps(tmp_path / "runs" / "tiny"))
         outcome = run_ranks(train, 2)
         assert outcome.codes == [2, 2]
         assert outcome.err.count("distcnn: bad input") == 1
-        assert f"is being trained in by process {first.pid} on {os.uname().nodename}" in outcome.err
-        first.kill()
-        first.wait()
+        assert f"is being trained in by process {ranks[0].pid} on {os.uname().nodename}" in outcome.err
+        ranks[0].kill()
+        ranks.wait()
         # A killed process holds it no longer.
         assert run_ranks(["train", synthetic, *RARELY, "--train.duration", "2step", *SAME]).codes == [0]
 

@@ -4,19 +4,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from queue import Queue
 
 import pytest
-from conftest import TIMEOUT, clean_environment, events, free_port, metrics, run_ranks
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
 from distcnn.parallel.signals import CAUGHT, catching_signals
+from tests.distributed.long import ENDLESS, RARELY
+from tests.ranks import TIMEOUT, run_ranks, start
+from tests.records import events, metrics, steps
 
-RARELY = ("--eval.every", "1000ep", "--checkpoint.every", "1000ep", "--train.threads", "1", "--tracking.log_every", "3",
-          "--optim.name", "adamw", "--optim.lr", "0.001")  # fmt: skip
 STUCK = """
 import pathlib, time
 from distcnn.models.simple import SimpleCNN
@@ -35,37 +33,6 @@ def in_a_step(num_classes, image_size):
 """
 
 
-@contextmanager
-def started(tmp_path, arguments, ranks=1, **options):
-    """Processes to send signals to; their stderr is in err0, err1, …"""
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
-    processes = []
-    for rank in range(ranks):
-        own = clean_environment() | world | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
-        with (tmp_path / f"err{rank}").open("w") as err:
-            command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": err}
-            processes.append(subprocess.Popen(command, cwd=tmp_path, env=own, **(quiet | options)))
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def until(condition, process):
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def trains(folder):
-    return (folder / "metrics.jsonl").exists() and '"train"' in (folder / "metrics.jsonl").read_text()
-
-
 def numbers(folder):
     return [(line["step"], line["loss"], line["lr"]) for line in metrics(folder, "train")]
 
@@ -82,11 +49,11 @@ def numbers(folder):
 )
 def test_one_signal_stops_all_ranks_at_one_step(synthetic, tmp_path, ranks, signalled, name, code):
     train, folder = ["train", synthetic, *RARELY], tmp_path / "runs" / "tiny"
-    with started(tmp_path, [*train, "--train.duration", "100000step"], ranks) as processes:
-        until(lambda: trains(folder), processes[0])
-        processes[signalled].send_signal(signal.Signals[name])
-        assert [process.wait(TIMEOUT) for process in processes] == [code] * ranks
-    err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(ranks))
+    with start(["train", synthetic, *ENDLESS], ranks, cwd=tmp_path) as started:
+        started.until(lambda: steps(folder))
+        started[signalled].send_signal(signal.Signals[name])
+        assert started.wait() == [code] * ranks
+        err = started.err()
     (step,) = map(int, re.findall(rf"stopped by {name} after step (\d+) of 100000, which is saved", err))
     assert err.count("distcnn: stopped") == 1
     assert "Traceback" not in err
@@ -109,16 +76,16 @@ def test_one_signal_stops_all_ranks_at_one_step(synthetic, tmp_path, ranks, sign
 
 def stuck(config, where, **options):
     (config.parent / "stuck.py").write_text(STUCK)
-    return started(config.parent, ["train", config, "--model.name", f"stuck:{where}"], **options)
+    return start(["train", config, "--model.name", f"stuck:{where}"], cwd=config.parent, **options)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", EXIT_PREEMPTED), ("SIGINT", EXIT_INTERRUPTED)])
 def test_a_signal_before_training_ends_the_process_where_it_stands(synthetic, tmp_path, name, code):
-    with stuck(synthetic, "in_the_making") as (process,):
-        until((tmp_path / "stuck").exists, process)
-        process.send_signal(signal.Signals[name])
-        assert process.wait(TIMEOUT) == code
-    title, message = (tmp_path / "err0").read_text().splitlines()
+    with stuck(synthetic, "in_the_making") as ranks:
+        ranks.until((tmp_path / "stuck").exists)
+        ranks[0].send_signal(signal.Signals[name])
+        assert ranks.wait() == [code]
+        title, message = ranks.err().splitlines()
     assert title == "distcnn: stopped"
     assert message == f"  stopped by {name} before the first step, with nothing to save; exit code {code}"
     assert not (tmp_path / "runs").exists()
@@ -126,56 +93,58 @@ def test_a_signal_before_training_ends_the_process_where_it_stands(synthetic, tm
 
 def test_a_signal_when_nobody_reads_its_output_any_more(synthetic, tmp_path):
     """As of ranks whose launcher was killed."""
-    with stuck(synthetic, "in_the_making", stderr=subprocess.PIPE) as (process,):
-        until((tmp_path / "stuck").exists, process)
-        process.stderr.close()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(TIMEOUT) == EXIT_PREEMPTED
+    reader, writer = os.pipe()
+    with stuck(synthetic, "in_the_making", stderr=writer) as ranks:
+        os.close(writer)
+        ranks.until((tmp_path / "stuck").exists)
+        os.close(reader)
+        ranks[0].send_signal(signal.SIGTERM)
+        assert ranks.wait() == [EXIT_PREEMPTED]
 
 
 def test_a_second_interrupt_ends_at_once(synthetic, tmp_path):
     """In a step that does not end, the first one is only noted."""
-    with stuck(synthetic, "in_a_step") as (process,):
-        until((tmp_path / "stuck").exists, process)
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(TIMEOUT) == EXIT_INTERRUPTED
-    assert (tmp_path / "err0").read_text() == "distcnn: stopped\n  stopped by SIGINT a second time; exit code 130\n"
+    with stuck(synthetic, "in_a_step") as ranks:
+        ranks.until((tmp_path / "stuck").exists)
+        ranks[0].send_signal(signal.SIGINT)
+        with pytest.raises(TimeoutError):
+            ranks.wait(1)
+        ranks[0].send_signal(signal.SIGINT)
+        assert ranks.wait() == [EXIT_INTERRUPTED]
+        assert ranks.err() == "distcnn: stopped\n  stopped by SIGINT a second time; exit code 130\n"
     assert not (tmp_path / "runs" / "tiny" / "checkpoints").exists()
 
 
 def test_a_signal_while_the_other_rank_is_awaited(synthetic, tmp_path):
-    with started(tmp_path, ["train", synthetic], 2) as (first, second):
-        second.kill()
-        until(lambda: "has waited" in (tmp_path / "err0").read_text(), first)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(TIMEOUT) == EXIT_PREEMPTED
-    assert "stopped by SIGTERM before the first step" in (tmp_path / "err0").read_text()
+    with start(["train", synthetic], 2, cwd=tmp_path) as ranks:
+        ranks[1].kill()
+        ranks.until(lambda: "has waited" in ranks.err(0), rank=0)
+        ranks[0].send_signal(signal.SIGTERM)
+        assert ranks.wait()[0] == EXIT_PREEMPTED
+        assert "stopped by SIGTERM before the first step" in ranks.err(0)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_second_interrupt_in_a_collective(synthetic, tmp_path):
     """The other rank does not answer, and this one stands in an exchange with it, or soon will."""
-    with started(tmp_path, ["train", synthetic, *RARELY, "--train.duration", "100000step"], 2) as (first, second):
-        until(lambda: trains(tmp_path / "runs" / "tiny"), first)
-        second.send_signal(signal.SIGSTOP)
-        first.send_signal(signal.SIGINT)
+    with start(["train", synthetic, *ENDLESS], 2, cwd=tmp_path) as ranks:
+        ranks.until(lambda: steps(tmp_path / "runs" / "tiny"))
+        ranks[1].send_signal(signal.SIGSTOP)
+        ranks[0].send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
-            first.wait(2)
-        first.send_signal(signal.SIGINT)
-        assert first.wait(TIMEOUT) == EXIT_INTERRUPTED
+            ranks[0].wait(2)
+        ranks[0].send_signal(signal.SIGINT)
+        assert ranks[0].wait(TIMEOUT) == EXIT_INTERRUPTED
 
 
 def test_a_signal_to_the_group_leaves_the_data_workers_to_their_rank(synthetic, tmp_path):
     """As Ctrl-C, and Slurm's to a step."""
-    train = ["train", synthetic, "--train.duration", "100000step", "--data.loader", "streaming", "--data.workers", "2"]
-    with started(tmp_path, [*train, *RARELY], start_new_session=True) as (process,):
-        until(lambda: trains(tmp_path / "runs" / "tiny"), process)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(TIMEOUT) == EXIT_PREEMPTED
-    assert "which is saved; exit code 75" in (tmp_path / "err0").read_text()
+    train = ["train", synthetic, *ENDLESS, "--data.loader", "streaming", "--data.workers", "2"]
+    with start(train, cwd=tmp_path, start_new_session=True) as ranks:
+        ranks.until(lambda: steps(tmp_path / "runs" / "tiny"))
+        os.killpg(ranks[0].pid, signal.SIGTERM)
+        assert ranks.wait() == [EXIT_PREEMPTED]
+        assert "which is saved; exit code 75" in ranks.err()
 
 
 def test_handlers_are_put_back():

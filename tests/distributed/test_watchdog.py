@@ -2,33 +2,30 @@
 
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import psutil
 import pytest
-from conftest import TIMEOUT, clean_environment, run_ranks
-from test_signals import RARELY, started, trains, until
 
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
+from tests.distributed.long import ENDLESS
+from tests.ranks import TIMEOUT, run_ranks, start, torchrun
+from tests.records import steps
 
-LONG = (*RARELY, "--train.duration", "100000step", "--train.timeout", "20")
+LONG = (*ENDLESS, "--train.timeout", "20")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "victim"), [(4, 2), (2, 0)])
 def test_a_stopped_rank_is_named_and_the_job_ends(synthetic, tmp_path, ranks, victim):
     """Of two, rank 0, which serves the store: it is silent too."""
-    with started(tmp_path, ["train", synthetic, *LONG], ranks) as processes:
-        until(lambda: trains(tmp_path / "runs" / "tiny"), processes[0])
-        until(lambda: len((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text()) > 5000, processes[0])
+    with start(["train", synthetic, *LONG], ranks, cwd=tmp_path) as started:
+        started.until(lambda: steps(tmp_path / "runs" / "tiny"))
+        started.until(lambda: len((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text()) > 5000)
         time.sleep(3)  # the ranks tell each other where they stand every second
-        processes[victim].send_signal(signal.SIGSTOP)
-        codes = [process.wait(TIMEOUT) for process in processes]
+        started[victim].send_signal(signal.SIGSTOP)
+        codes, err = started.wait(), started.err()
     assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(ranks)]
-    err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(ranks))
     assert err.count("distcnn: failed") == 1, err
     assert re.search(
         rf"rank {victim} on \S+, process \d+: no sign of life for \d+ s, last seen in [\w ]+ of step \d+, at\n", err
@@ -58,20 +55,12 @@ def test_a_rank_that_stops_before_its_first_beat_is_known_all_the_same(synthetic
 
 def test_ranks_whose_agent_was_killed_end(synthetic, tmp_path):
     """torchrun's workers are in sessions of their own: nothing else ends them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    command += ["-m", "distcnn", "train", str(synthetic), *LONG]
-    with (tmp_path / "err").open("w+") as err:
-        agent = psutil.Popen(command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=err)
-        try:
-            until(lambda: trains(tmp_path / "runs" / "tiny"), agent)
-            (rank,) = agent.children()
-            agent.kill()
-            assert rank.wait(TIMEOUT) is None  # not our child: only that it has ended is known
-        finally:
-            agent.kill()
-            agent.wait()
-        err.seek(0)
-        assert "torchrun's agent has died" in err.read()
+    with start(["train", synthetic, *LONG], program=torchrun(1), cwd=tmp_path) as agent:
+        agent.until(lambda: steps(tmp_path / "runs" / "tiny"))
+        (rank,) = agent.children()
+        agent[0].kill()
+        assert rank.wait(TIMEOUT) is None  # not our child: only that it has ended is known
+        assert "torchrun's agent has died" in agent.err()
 
 
 def test_a_rank_that_dies_ends_the_others_without_their_tracebacks(synthetic, tmp_path):

@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from conftest import metrics, run_ranks, run_torchrun
+
+from tests.ranks import run_ranks, run_torchrun
+from tests.records import metrics
 
 RESNET = ["--model.name", "resnet9", "--model.args", "{width: 8}"]
 

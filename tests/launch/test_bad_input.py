@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_ranks, run_torchrun
 from PIL import Image
+
+from tests.ranks import run_ranks, run_torchrun
 
 
 def image_tree(root: Path, classes=("cat", "dog"), splits=("train", "test"), each=4) -> Path:

@@ -1,15 +1,14 @@
 """Launchers' variables that cannot be right, and ranks that cannot meet: one message, exit code 2, nothing half made."""
 
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 
 import pytest
-from broken_environments import BARE, BROKEN, OPEN_MPI
-from conftest import Outcome, clean_environment, free_port
+
+from tests.broken_environments import BARE, BROKEN, OPEN_MPI
+from tests.ranks import free_port, start
 
 HANG = 120  # seconds until a process counts as hung
 STUB = "raise SystemExit('torch was imported: a process group could exist')\n"
@@ -17,10 +16,8 @@ STUB = "raise SystemExit('torch was imported: a process group could exist')\n"
 
 def train(config, *arguments, **environment):
     """One process with exactly these launcher's variables, in the config's folder."""
-    command = [sys.executable, "-m", "distcnn", "train", config, *arguments]
-    environment = clean_environment() | environment
-    done = subprocess.run(command, cwd=config.parent, env=environment, text=True, capture_output=True, timeout=HANG)
-    return Outcome([done.returncode], done.stdout, done.stderr)
+    with start(["train", config, *arguments], cwd=config.parent, **environment) as process:
+        return process.outcome(HANG)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import termios
 import pyte
 import pytest
 
-from tests.conftest import clean_environment, run_torchrun
+from tests.ranks import clean_environment, run_torchrun
 
 NOISY = """
 import sys, warnings

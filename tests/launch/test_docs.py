@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from docs.hooks import graph, levels
-from tests.conftest import clean_environment
+from tests.ranks import clean_environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

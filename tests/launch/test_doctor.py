@@ -2,14 +2,15 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 from distcnn.tools.doctor_network import chosen_pairs, link_findings, slow_links
-from tests.conftest import NET, clean_environment, free_port, outcomes, require, run_torchrun, start_on
+from tests.hosts import run_on_hosts
+from tests.needs import require
+from tests.ranks import bare, free_port, run_ranks, run_torchrun, start
 
-DOCTOR = [sys.executable, "-m", "distcnn", "doctor", "--json"]
+DOCTOR = ["doctor", "--json"]
 
 
 def told(out):
@@ -19,22 +20,12 @@ def told(out):
     return {finding["what"]: finding for finding in findings if finding["health"] != "ok"}
 
 
-def diagnosed(*command, cwd, code=0, **environment):
+def diagnosed(shell="", *, before=(), cwd, code=0, **environment):
     """What one process finds in an environment, or inside a shell that has changed something for it."""
-    done = subprocess.run(
-        [*map(str, command or DOCTOR)],
-        env=clean_environment() | environment,
-        cwd=cwd,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return told(done.stdout)
-
-
-def within(shell, *arguments, cwd, **more):
-    return diagnosed("sh", "-c", f'{shell}; exec "$@"', "sh", *DOCTOR, *arguments, cwd=cwd, **more)
+    within = [*before, "sh", "-c", f'{shell} && exec "$@"', "sh"] if shell else ()
+    outcome = run_ranks(DOCTOR, cwd=cwd, within=within, **environment)
+    assert outcome.codes == [code], outcome.out + outcome.err
+    return told(outcome.out)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -63,16 +54,13 @@ def test_threads_that_get_into_each_others_way(tmp_path):
 
 def test_ranks_that_share_a_core(tmp_path):
     require("taskset")
-    outcome = outcomes([
-        subprocess.Popen(["taskset", "-c", "0", *DOCTOR], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
-        for env in _ranks(2)
-    ])  # fmt: skip
-    assert outcome[0] == [0, 0], outcome[2]
-    assert "taskset" in told(outcome[1])["cores"]["fix"]
+    outcome = run_ranks(DOCTOR, 2, cwd=tmp_path, within=["taskset", "-c", "0"])
+    assert outcome.codes == [0, 0], outcome.err
+    assert "taskset" in told(outcome.out)["cores"]["fix"]
 
 
 def test_few_open_files(tmp_path):
-    found = within("ulimit -n 64", cwd=tmp_path)
+    found = diagnosed("ulimit -n 64", cwd=tmp_path)
     assert "ulimit -n 4096" in found["ulimit -n"]["fix"]
 
 
@@ -84,8 +72,7 @@ def test_a_disk_that_is_full_or_has_no_room_for_files(tmp_path, size, health, te
     require("unshare", root=True)
     (tmp_path / "runs").mkdir()
     mount = f"mount -t tmpfs -o {size} none runs"
-    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *DOCTOR]
-    found = diagnosed(*command, cwd=tmp_path, code=1 if health == "fail" else 0)
+    found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path, code=1 if health == "fail" else 0)
     assert found["output_dir"]["health"] == health
     assert text in found["output_dir"]["fix"]
 
@@ -94,7 +81,7 @@ def test_a_disk_that_cannot_be_written(tmp_path):
     require("unshare", root=True)
     (tmp_path / "runs").mkdir()
     mount = "mount -t tmpfs none runs && mount -o remount,ro runs"
-    found = diagnosed("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *DOCTOR, cwd=tmp_path, code=1)
+    found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path, code=1)
     assert "cannot be written" in found["output_dir"]["found"]
     cache = diagnosed(cwd=tmp_path, code=1, DISTCNN_CACHE="/proc/nothing")
     assert "$DISTCNN_CACHE" in cache["cache"]["fix"]
@@ -103,7 +90,7 @@ def test_a_disk_that_cannot_be_written(tmp_path):
 def test_shared_memory_as_small_as_dockers(tmp_path):
     require("unshare", root=True)
     mount = "mount -t tmpfs -o size=64m none /dev/shm"
-    found = diagnosed("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *DOCTOR, cwd=tmp_path)
+    found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path)
     assert "--shm-size" in found["/dev/shm"]["fix"]
 
 
@@ -129,12 +116,9 @@ def test_two_launchers_that_disagree(tmp_path):
 
 
 def test_a_rank_that_never_comes(tmp_path):
-    environment = _ranks(2)[0]
-    done = subprocess.run(
-        [*DOCTOR, "--timeout", "3"], env=environment, cwd=tmp_path, text=True, capture_output=True, timeout=120
-    )
-    assert done.returncode == 1
-    assert "are all ranks started" in told(done.stdout)["meeting"]["fix"]
+    outcome = run_ranks([*DOCTOR, "--timeout", "3"], bare(2)[:1], cwd=tmp_path)
+    assert outcome.codes == [1], outcome.err
+    assert "are all ranks started" in told(outcome.out)["meeting"]["fix"]
 
 
 def test_a_tracker_that_cannot_be_reached(tmp_path):
@@ -149,7 +133,9 @@ def test_packages_that_differ_between_ranks_and_do_not_belong_together(tmp_path)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
 
     pretend("numpy")
-    found = _on_two_ranks(tmp_path, PYTHONPATH=str(tmp_path / "elsewhere"))
+    one, other = bare(2)
+    outcome = run_ranks(DOCTOR, [one, other | {"PYTHONPATH": str(tmp_path / "elsewhere")}], cwd=tmp_path)
+    found = told(outcome.out)
     assert "rank 1" in found["versions"]["found"]
     assert "one environment" in found["versions"]["fix"]
     pretend("torchvision")
@@ -167,12 +153,10 @@ sys.exit(main(["doctor", "--json"]))
 
 
 def test_a_clock_that_is_ahead(tmp_path):
-    commands = DOCTOR, [sys.executable, "-c", AHEAD]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for command, env in zip(commands, _ranks(2), strict=True)
-    ]
-    found = told(outcomes(processes)[1])
+    one, other = bare(2)
+    with start(DOCTOR, [one], cwd=tmp_path) as first, start([], [other], ["-c", AHEAD], cwd=tmp_path) as second:
+        assert first.wait() + second.wait() == [0, 0], first.err() + second.err()
+        found = told(first.out())
     assert found.keys() == {"clocks"}
     assert "rank 1" in found["clocks"]["found"]
     assert "+90" in found["clocks"]["found"]
@@ -184,14 +168,12 @@ def test_a_rank_with_half_the_bandwidth(hosts, tmp_path):
     for host, rate in zip(hosts, ("800mbit", "400mbit"), strict=True):
         limit = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms"]
         subprocess.run(["ip", "netns", "exec", host, *limit], check=True, capture_output=True)
-    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(free_port())}
-    codes, out, err = outcomes(
-        [start_on(host, *DOCTOR, **common, RANK=str(i), MASTER_ADDR=f"{NET}.1") for i, host in enumerate(hosts)]
-    )
-    assert codes == [0, 0], err
-    assert told(out).keys() == {"links"}
-    assert f"rank 1 on {hosts[1]} sends" in told(out)["links"]["found"]
-    assert "tc qdisc" in told(out)["links"]["fix"]
+    outcome = run_on_hosts(hosts, DOCTOR)
+    assert outcome.codes == [0, 0], outcome.err
+    found = told(outcome.out)
+    assert found.keys() == {"links"}
+    assert f"rank 1 on {hosts[1]} sends" in found["links"]["found"]
+    assert "tc qdisc" in found["links"]["fix"]
 
 
 def test_one_slow_link_is_told_from_a_slow_rank():
@@ -214,18 +196,3 @@ def test_many_ranks_are_tried_in_part():
     pairs = chosen_pairs(64)
     assert len(pairs) == 4 * 64
     assert {i for i, _ in pairs} == {j for _, j in pairs} == set(range(64))
-
-
-def _ranks(size):
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [clean_environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def _on_two_ranks(cwd, **of_rank_1):
-    own = ({}, of_rank_1)
-    processes = [
-        subprocess.Popen(DOCTOR, cwd=cwd, env=env | more, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for env, more in zip(_ranks(2), own, strict=True)
-    ]
-    _, out, _ = outcomes(processes)
-    return told(out)

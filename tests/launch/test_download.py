@@ -2,8 +2,6 @@
 
 import hashlib
 import pickle
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -12,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TIMEOUT, clean_environment, metrics, run_ranks
+
+from tests.ranks import TIMEOUT, run_ranks, start
+from tests.records import metrics
 
 
 @pytest.fixture
@@ -90,12 +90,9 @@ def test_four_cold_processes_download_once(synthetic, tmp_path, archive):
 
 def test_killed_in_mid_download_and_started_again(synthetic, tmp_path, archive):
     server, data = Server(archive.read_bytes(), stall_first=True), tmp_path / "data"
-    command = [sys.executable, "-m", "distcnn", *map(str, arguments(synthetic, server, archive, data))]
-    process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert server.half_sent.wait(TIMEOUT)
-    time.sleep(0.5)  # let what was sent reach the disk
-    process.kill()
-    process.wait()
+    with start(arguments(synthetic, server, archive, data)):
+        assert server.half_sent.wait(TIMEOUT)
+        time.sleep(0.5)  # let what was sent reach the disk
     server.go_on.set()
     assert not (data / "cifar-10-batches-py").exists()
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from distcnn.__main__ import main
-from tests.conftest import require
+from tests.needs import require
 
 CLASSES = ("<img src=x onerror=window.hacked=1>", "\"quoted\" & 'so'", "שלום", "x" * 200)
 

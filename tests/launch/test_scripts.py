@@ -5,14 +5,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TIMEOUT, clean_environment, events, metrics, require, run_ranks
 
 from distcnn.training.checkpoint import Checkpoints, load
+from tests.needs import require
+from tests.ranks import TIMEOUT, Ranks, clean_environment, run_ranks, torchrun
+from tests.records import events, metrics
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -97,10 +98,7 @@ class LongRun:
         endless = ["--train.duration", "1000000step", "--train.threads", "1", "--eval.every", "1000000step"]
         saving = ["--checkpoint.every", "3step", "--checkpoint.resume", "auto", "--tracking.log_every", "1"]
         command = [LAUNCH / "torchrun.sh", "-n", "2", *options, config, *endless, *saving]
-        environment = clean_environment() | ENVIRONMENT
-        self.output = config.parent / "output.txt"
-        with self.output.open("w") as output:
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        self.script = Ranks([(command, clean_environment() | ENVIRONMENT)])
 
     def __enter__(self):
         return self
@@ -108,21 +106,28 @@ class LongRun:
     def __exit__(self, *_):
         for process in processes_of(self.config):
             process.kill()
-        self.process.wait()
+        self.script.close()
+
+    @property
+    def output(self):
+        return self.script.out() + self.script.err()
 
     def wait_for(self, what):
         """Poll the complete lines of metrics.jsonl until `what` of them holds; returns them."""
-        deadline = time.monotonic() + TIMEOUT
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.output.read_text()
-            if (self.folder / "metrics.jsonl").exists() and what(found := metrics(self.folder)):
-                return found
-            time.sleep(0.1)
-        raise TimeoutError(self.output.read_text())
+        found = []
+
+        def holds():
+            if (self.folder / "metrics.jsonl").exists():
+                found[:] = metrics(self.folder)
+            return found and what(found)
+
+        self.script.until(holds)
+        return found
 
     def stop(self, number):
-        self.process.send_signal(number)
-        return self.process.wait(TIMEOUT)
+        self.script[0].send_signal(number)
+        (code,) = self.script.wait()
+        return code
 
     def assert_stopped_and_saved(self):
         assert processes_of(self.config) == []
@@ -137,7 +142,7 @@ class LongRun:
 def test_term_saves_and_ends_with_75(synthetic):
     with LongRun(synthetic) as run:
         run.wait_for(lambda lines: len(lines) > 4)
-        assert run.stop(signal.SIGTERM) == 75, run.output.read_text()
+        assert run.stop(signal.SIGTERM) == 75, run.output
         assert "SIGTERM" in run.assert_stopped_and_saved()["message"]
 
 
@@ -153,7 +158,7 @@ def test_a_killed_rank_is_started_again_but_not_after_usr1(synthetic):
             lambda lines: lines[-1]["kind"] == "train" and any(line.get("event") == "resumed" for line in lines)
         )
         assert [line["event"] for line in lines if "event" in line] == ["started", "resumed"]
-        assert run.stop(signal.SIGUSR1) == 75, run.output.read_text()
+        assert run.stop(signal.SIGUSR1) == 75, run.output
         assert "SIGUSR1" in run.assert_stopped_and_saved()["message"]
         assert len(events(run.folder)) == 2
 
@@ -188,11 +193,8 @@ def test_under_plain_torchrun_a_restarted_group_goes_on_from_its_checkpoint(synt
     (tmp_path / "lives").touch()
     train = ["train", synthetic, "--model.name", "dies:DiesTwice", "--train.duration", "9step", "--checkpoint.every", "1step",
              "--train.micro_batch", "120", "--train.threads", "1", "--checkpoint.resume", "auto"]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
-    command += ["-m", "distcnn", *map(str, train)]
-    environment = clean_environment() | {"HOW": "killed"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr
+    outcome = run_ranks(train, cwd=tmp_path, program=torchrun(2, "--max-restarts=2"), HOW="killed")
+    assert outcome.codes == [0], outcome.err
     run = tmp_path / "runs" / "tiny"
     assert [line["event"] for line in events(run)] == ["resumed", "resumed"]
     assert (tmp_path / "lives").read_text() == "xx"

@@ -2,16 +2,14 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from distcnn.tools.trial_statistics import paired, summary
 from distcnn.tools.trials import added_up
-from tests.conftest import clean_environment, metrics, run_ranks
+from tests.ranks import run_ranks, start
+from tests.records import losses, metrics, steps
 
 
 @pytest.fixture
@@ -27,10 +25,6 @@ def configs(tmp_path):
             "train: {duration: 2ep, batch_size: 20, threads: 1}\ntracking: {wandb: disabled, report: false}\n"
         )
     return paths
-
-
-def losses(run):
-    return [line["loss"] for line in metrics(run) if line["kind"] != "event"]
 
 
 def test_two_configs_over_shared_seeds_equal_the_same_runs_by_hand(configs, tmp_path):
@@ -76,21 +70,18 @@ def test_two_configs_over_shared_seeds_equal_the_same_runs_by_hand(configs, tmp_
 def test_a_signal_stops_the_trial_under_way_and_the_command_goes_on_from_there(configs, tmp_path):
     straight = run_ranks(["train", configs[0], "--seed", "0", "--train.duration", "40ep", "--name", "straight"])
     assert straight.codes == [0], straight.err
-    command = [sys.executable, "-m", "distcnn", "trials", str(configs[0]), "-n", "1", "--train.duration", "40ep"]
-    log = tmp_path / "runs" / "slow-seed0" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (log.exists() and b'"train"' in log.read_bytes()):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    assert "goes on from here" in err
-    assert len(metrics(log.parent, "train")) < 400
-    again = run_ranks([*command[3:]])
+    arguments = ["trials", configs[0], "-n", "1", "--train.duration", "40ep"]
+    run = tmp_path / "runs" / "slow-seed0"
+    with start(arguments) as command:
+        command.until(lambda: steps(run))
+        command[0].send_signal(signal.SIGTERM)
+        outcome = command.outcome()
+    assert outcome.codes == [75], outcome.err
+    assert "goes on from here" in outcome.err
+    assert len(metrics(run, "train")) < 400
+    again = run_ranks(arguments)
     assert again.codes == [0], again.err
-    assert losses(log.parent) == losses(tmp_path / "runs" / "straight")
+    assert losses(run) == losses(tmp_path / "runs" / "straight")
 
 
 def test_a_failing_trial_does_not_hide_the_others(configs, tmp_path):

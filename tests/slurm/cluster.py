@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import TIMEOUT, clean_environment
+from tests.ranks import TIMEOUT, clean_environment
 
 HERE = Path(__file__).parent
 

@@ -8,27 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from conftest import events, metrics, require, run_torchrun
+
+from tests.needs import require
+from tests.ranks import run_torchrun
+from tests.records import events, losses, metrics, steps, weights
+from tests.slurm.cluster import Cluster
 
 SLURM = Path(__file__).parents[2] / "slurm"
 FIXED = ["--train.threads", "1"]
-
-
-def losses(folder):
-    return [(line["step"], line["loss"]) for line in metrics(folder) if line["kind"] != "event"]
-
-
-def steps(folder):
-    """Steps logged so far; a torn last line does not count."""
-    try:
-        return (folder / "metrics.jsonl").read_text().count('"kind": "train"')
-    except FileNotFoundError:
-        return 0
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import psutil
 import pytest
 import torch
-from conftest import run_ranks, run_torchrun
 from torch import nn
 from torchvision.ops import Permute
 
@@ -16,6 +15,7 @@ from distcnn.parallel.world import World
 from distcnn.parse import Settings
 from distcnn.tools.layout import layout_audit
 from distcnn.tools.measure import PHASES, Steps, Stopwatch, alternate, count_flops, gemm_peak, micro_batch_sizes, rates
+from tests.ranks import run_ranks, run_torchrun
 
 CPU = torch.device("cpu")
 

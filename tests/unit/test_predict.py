@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,8 @@ from PIL import Image
 import distcnn
 from distcnn.__main__ import main
 from distcnn.tools.predict import found_images
-from tests.conftest import clean_environment, require, run_torchrun
+from tests.needs import require
+from tests.ranks import run_ranks, run_torchrun
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +98,12 @@ def test_a_full_disk_leaves_no_file_and_one_sentence(model, photos, tmp_path):
     (tmp_path / "small").mkdir()
     out = tmp_path / "small" / "found.jsonl"
     mount = f"mount -t tmpfs -o size=4k none {out.parent} && echo x > {out.parent}/x"
-    command = [sys.executable, "-m", "distcnn", "predict", model, photos, "--format", "jsonl", "--output", out]
-    shell = ["unshare", "--mount", "sh", "-c", f'{mount}; "$@"; code=$?; ls {out.parent}; exit $code', "sh", *command]
-    done = subprocess.run([*map(str, shell)], env=clean_environment(), text=True, capture_output=True, check=False)
-    assert done.returncode == 1
-    assert "No space left on device; nothing was written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout.split() == ["x"]
+    within = ["unshare", "--mount", "sh", "-c", f'{mount}; "$@"; code=$?; ls {out.parent}; exit $code', "sh"]
+    outcome = run_ranks(["predict", model, photos, "--format", "jsonl", "--output", out], within=within)
+    assert outcome.codes == [1]
+    assert "No space left on device; nothing was written" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out.split() == ["x"]
 
 
 def test_bad_requests_are_told_all_at_once(model, tmp_path, capsys):

@@ -4,7 +4,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from broken_environments import (
+
+from distcnn.errors import BadEnvironment
+from distcnn.parallel.world import TORCH_VARIABLES, World, spoken_rank, world_from
+from tests.broken_environments import (
     ACCELERATE,
     BARE,
     BATCH,
@@ -17,9 +20,6 @@ from broken_environments import (
     TORCHRUN,
     less,
 )
-
-from distcnn.errors import BadEnvironment
-from distcnn.parallel.world import TORCH_VARIABLES, World, spoken_rank, world_from
 
 HERE, AT = ("127.0.0.1",), {"master_addrs": ("127.0.0.1",), "master_port": 29500}
 NODE_2 = {"RANK": "3", "WORLD_SIZE": "4", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"}  # torchrun's second node of two
