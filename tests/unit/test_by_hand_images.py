@@ -152,11 +152,10 @@ def test_small_sizes_share_the_steps_before_small_until(train, tmp_path):
 def test_randaugment_changes_the_images_by_its_number_and_strength(tmp_path):
     images, _ = by_hand.raw()
     streaming = FOUR_EPOCHS | LOADERS["streaming"]
-    changes = {}
+    rows, changes = plain_rows(tmp_path, streaming), {}
     for number, strength in ((1, 0), (1, 15), (3, 15)):
         settings = streaming | {"data.randaugment": [number, strength]}
         _, seen = by_hand.train(tmp_path, settings)
-        rows = plain_rows(tmp_path, streaming)
         both = zip(epochs(seen), rows, strict=True)
         changed = [(by_hand.as_bytes(epoch) != images[row]).mean(axis=(1, 2, 3)) for epoch, row in both]
         changes[number, strength] = float(np.mean(changed))
@@ -164,7 +163,6 @@ def test_randaugment_changes_the_images_by_its_number_and_strength(tmp_path):
 
 
 def test_holdout_and_limits_choose_the_images_that_are_trained(tmp_path):
-    images, _ = by_hand.raw()
     _, seen = by_hand.train(tmp_path, {"data.holdout": 6, "train.duration": "2ep"})
     rows = [set(by_hand.rows_of(epoch)) for epoch in epochs(seen)]
     held = {row for _, found in seen.evaluated for row in by_hand.rows_of(found)}
