@@ -1,34 +1,41 @@
 """A run's folder, read back: what `report`, `runs` and `trials` know of a run."""
 
-import json
+import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
 
 from distcnn.errors import EXIT_PREEMPTED, BadInput
+from distcnn.files import open_regular
+from distcnn.parse import SECTIONS, compose, construct
 from distcnn.predictions import Predictions, load_predictions
-from distcnn.records import Record
+from distcnn.records import Record, parse_record
 
-State = Literal["running", "done", "preempted", "interrupted", "failed", "died"]
+State = Literal["running", "done", "preempted", "interrupted", "failed", "died", "unreadable"]
+_LARGEST_CONFIG = 1 << 17  # bytes; a resolved one has some thousand, and PyYAML reads 50 kB in a second
+_LONGEST_LINE = 1 << 28  # bytes; the confusion matrix of 10,000 classes has 200 MB
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run has written so far. Damaged lines of its log are left out."""
+    """What a run has written so far, as far as it can be read; `damage` says what cannot."""
 
     folder: Path
     records: list[Record]  # in their order
-    settings: dict[str, Any]  # the resolved config, as nested plain values
+    settings: dict[str, Any]  # the resolved config, as nested plain values; empty where it cannot be read
+    damage: tuple[str, ...] = ()  # each names a file and what is wrong with it
+    updated: float | None = None  # when the log was last written to; None where it cannot be read
 
     @property
     def name(self) -> str:
-        """The folder's."""
-        return self.folder.name
+        """The run's name: that of its folder."""
+        return self.folder.name or self.folder.absolute().name
 
     def of(self, kind: str) -> list[Record]:
         """The train, eval or event records."""
@@ -74,7 +81,9 @@ class History:
 
     @cached_property
     def state(self) -> State:
-        """running: the log has no end, and a process holds the folder. died: none does."""
+        """running: the log has no end, and a process holds the folder. died: none does. unreadable: the log is."""
+        if self.updated is None:
+            return "unreadable"
         last = self.of("event")[-1] if self.of("event") else {"event": ""}
         if last["event"] == "stopped":
             return "preempted" if last.get("exit_code") == EXIT_PREEMPTED else "interrupted"
@@ -84,7 +93,9 @@ class History:
     @property
     def reason(self) -> str:
         """Why it was stopped or failed, in its own words."""
-        return str(self.of("event")[-1]["message"]) if self.state in ("preempted", "interrupted", "failed") else ""
+        return (
+            str(self.of("event")[-1].get("message", "")) if self.state in ("preempted", "interrupted", "failed") else ""
+        )
 
     def predictions(self) -> Predictions | None:
         """Those of the newest evaluation, if they were kept. Raises BadInput where they are damaged."""
@@ -92,46 +103,77 @@ class History:
 
 
 def read_history(folder: Path) -> History:
-    """Raises BadInput where there is no run."""
+    """Read what can be read. Raises BadInput where there is no run: no folder, or none with a metrics.jsonl."""
+    damage, records, updated = list[str](), list[Record](), None
     log = folder / "metrics.jsonl"
-    if not log.is_file():
-        raise BadInput(f"{folder}: not a run's folder: it holds no metrics.jsonl")
     try:
-        lines = log.read_bytes().splitlines()
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        settings = {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{folder}: not readable: {error}") from error
-    records = [record for record in map(_record, lines) if record is not None]
-    return History(folder, records, settings if isinstance(settings, dict) else {})
-
-
-_NUMBERS = {
-    "train": ("step", "epoch", "lr", "images_per_s"),
-    "eval": ("step", "accuracy", "correct", "total"),
-    "event": ("step",),
-}
-
-
-def _record(line: bytes) -> Record | None:
+        with open_regular(log) as file:
+            records, lost = _records(iter(lambda: file.readline(_LONGEST_LINE), b""))
+            updated = os.fstat(file.fileno()).st_mtime
+        if lost:
+            damage.append(f"metrics.jsonl: {lost} damaged line{'s' * (lost > 1)} left out")
+    except (FileNotFoundError, NotADirectoryError):
+        if not log.is_symlink():
+            raise BadInput(f"{folder}: not a run's folder: it holds no metrics.jsonl") from None
+        damage.append("metrics.jsonl: a link to nothing")
+    except OSError as error:
+        damage.append(f"metrics.jsonl: {error.strerror}")
+    settings: dict[str, Any] = {}
     try:
-        record = json.loads(line)
-        if all(isinstance(record[key], int | float) for key in _NUMBERS[record["kind"]]):
-            return dict(record)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return None
+        settings = _settings(folder / "config.yaml")
+    except OSError as error:
+        damage.append(f"config.yaml: {error.strerror}")
+    except ValueError as error:
+        damage.append(f"config.yaml: {error}")
+    return History(folder, records, settings, tuple(damage), updated)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A resolved config. Raises OSError, ValueError."""
+    with open_regular(path) as file:
+        data = file.read(_LARGEST_CONFIG + 1)
+    if len(data) > _LARGEST_CONFIG:
+        raise ValueError(f"larger than {_LARGEST_CONFIG >> 10} kB, which no config is")
+    root = compose(data)
+    if root is None:
+        raise ValueError("empty")
+    settings: dict[str, Any] = _plain(construct(root))
+    if wrong := [key for key in SECTIONS if not isinstance(settings.get(key, {}), dict)]:
+        raise ValueError(f"{', '.join(wrong)} should be a section")
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: YAML has dates, bytes, sets, keys that are no texts, and numbers that are none."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _records(lines: Iterable[bytes]) -> tuple[list[Record], int]:
+    """The records of a log, and how many lines are none. A last line that is not ended is still being written."""
+    records, lost = list[Record](), 0
+    for line in lines:
+        record = parse_record(line)
+        if record is not None:
+            records.append(record)
+        elif line.endswith(b"\n") or len(line) == _LONGEST_LINE:
+            lost += 1
+    return records, lost
 
 
 def _is_locked(folder: Path) -> bool:
     path = folder / ".lock"
-    if not path.exists():
-        return False
     try:
+        if not path.exists():
+            return False
         with FileLock(path, timeout=0):
             return False
     except Timeout:
         return True
-    except OSError:  # a folder of someone else's
+    except (OSError, NotImplementedError):  # a folder of someone else's, or a file system without locks
         return False

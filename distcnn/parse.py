@@ -132,19 +132,27 @@ class Settings:
         return self.values[key][1] if key in self.values else "default"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses, before they are read, what makes a short file cost hours or gigabytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # nine of nine of nine … would make billions of values
+            raise ValueError("YAML's aliases (*name) are not taken; write the value out")
+        deeper = self.check_event(yaml.CollectionStartEvent)
+        if self.depth + deeper > _DEEPEST:  # PyYAML's time grows with the square of it
+            raise ValueError(f"nested more than {_DEEPEST} levels deep; a config has two or three")
+        self.depth += deeper
+        node = super().compose_node(parent, index)
+        self.depth -= deeper
+        return node
+
+
 def compose(data: bytes) -> yaml.MappingNode | None:
     """The mapping that a YAML file holds, None where it is empty. Raises ValueError with what is wrong with it."""
-    depth = 0
     try:
-        text = data.decode("utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                # Nine of nine of nine …: a short file would make billions of values.
-                raise ValueError("YAML's aliases (*name) are not taken; write the value out")
-            if depth > _DEEPEST:  # PyYAML's time grows with the square of it
-                raise ValueError(f"nested more than {_DEEPEST} levels deep; a config has two or three")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(data.decode("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from None
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -157,7 +165,7 @@ def construct(node: yaml.Node) -> Any:
     try:
         return yaml.SafeLoader("").construct_document(node)
     except Exception as error:  # for an empty !!int or a !!bool that is none, whatever PyYAML stumbles over
-        text = str(error) if isinstance(error, yaml.YAMLError | ValueError) else f"no {node.tag.rpartition(':')[2]}"
+        text = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value does not fit its tag"
         raise ValueError(" ".join(text.split())) from None
 
 

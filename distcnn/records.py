@@ -1,6 +1,8 @@
 """What is told of a run while it runs: one record is one line of metrics.jsonl."""
 
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 Record = dict[str, Any]  # {"kind": "train" | "eval" | "event", "step": int, …}
@@ -9,3 +11,68 @@ Record = dict[str, Any]  # {"kind": "train" | "eval" | "event", "step": int, …
 def event(name: str, step: int, message: str) -> Record:
     """A record of something other than numbers, with the time (seconds since 1970)."""
     return {"kind": "event", "event": name, "step": step, "message": message, "time": time.time()}
+
+
+def parse_record(line: bytes) -> Record | None:
+    """Read a line of metrics.jsonl; None where it is no record, or its fields are not what readers rely on."""
+    try:
+        record = json.loads(line)
+        needed, optional = _FIELDS[record["kind"]]
+        if all(check(record[key]) for key, check in needed.items()) and all(
+            check(record[key]) for key, check in optional.items() if key in record
+        ):
+            return dict(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2.0**63) < value < 2.0**63
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and _number(value) and value >= 0
+
+
+def _loss(value: Any) -> bool:
+    return value is None or _number(value)  # the log has null for one that is not finite
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _time(value: Any) -> bool:
+    return _number(value) and 0 <= value < 253_402_300_000  # the year 9999
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _environment(value: Any) -> bool:
+    if not (isinstance(value, dict) and _mapping(value.get("versions", {})) and _mapping(value.get("plan", {}))):
+        return False
+    return all(_count(value.get("plan", {}).get(key, 0)) for key in ("steps", "world_size", "parameters"))
+
+
+# Of each kind of record: the fields it must have, and those that it may have.
+_FIELDS: dict[str, tuple[dict[str, Callable[[Any], bool]], dict[str, Callable[[Any], bool]]]] = {
+    "train": (
+        {"step": _count, "epoch": _number, "lr": _number, "images_per_s": _number},
+        {"loss": _loss, "rank_spread": _number, "slowest_rank": _count},
+    ),
+    "eval": (
+        {"step": _count, "accuracy": _number, "correct": _count, "total": _count},
+        {"loss": _loss, "split": _text, "per_class": _mapping, "confusion": _list},
+    ),
+    "event": (
+        {"step": _count, "event": _text},
+        {"message": _text, "time": _time, "exit_code": _count, "environment": _environment},
+    ),
+}

@@ -49,7 +49,7 @@ def curves(runs: Sequence[History]) -> list[Figure]:
         everywhere = _column(train, "step")
         rate.append(_line(everywhere, _column(train, "lr"), name, i))
         speed.append(_line(everywhere, _column(train, "images_per_s"), name, i))
-        ranked = [record for record in train if "rank_spread" in record]
+        ranked = [record for record in train if "rank_spread" in record and "slowest_rank" in record]
         if ranked:
             slowest = [f"rank {record['slowest_rank']}" for record in ranked]
             spread.append(_line(_column(ranked, "step"), _column(ranked, "rank_spread"), name, i, texts=slowest))

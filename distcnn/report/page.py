@@ -19,6 +19,7 @@ from distcnn.errors import BadInput
 from distcnn.files import whole_file
 from distcnn.history import History
 from distcnn.predictions import Predictions
+from distcnn.records import Record
 from distcnn.report import figures
 
 HERE = Path(__file__).parent
@@ -26,7 +27,7 @@ _MISTAKES = 24
 _STATES = {
     "running": "is running", "done": "ran to its end", "preempted": "was preempted", "interrupted": "was interrupted",
     "failed": "failed",
-    "died": "ended without a word: killed, or its machine went away",
+    "died": "ended without a word: killed, or its machine went away", "unreadable": "has a log that cannot be read",
 }  # fmt: skip
 
 
@@ -39,20 +40,22 @@ def missing() -> str | None:
 def page(runs: Sequence[History]) -> str:
     """The whole HTML text. Raises BadInput where none of the runs has anything to show."""
     if not any(run.records for run in runs):
-        raise BadInput(f"{', '.join(str(run.folder) for run in runs)}: nothing is logged yet")
+        raise BadInput([f"{run.folder}: {'; '.join(run.damage) or 'nothing is logged yet'}" for run in runs])
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
     environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.2%}"
     shown = figures.curves(runs)
     alone = _alone(runs[0], shown) if len(runs) == 1 else {}
+    compared = [run for run in runs if run.settings]
     return environment.get_template("page.html").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         states=[(run.name, _STATES[run.state], run.reason) for run in runs],
+        damaged=[(run.name, "; ".join(run.damage)) for run in runs if run.damage],
         headlines=_headlines(runs[0]) if len(runs) == 1 else [],
         table=[_row(run) for run in runs],
-        differing=differing([run.settings for run in runs]),
-        names=[run.name for run in runs],
+        differing=differing([run.settings for run in compared]),
+        names=[run.name for run in compared],
         figures=[{key: figure[key] for key in ("id", "title", "about")} for figure in shown],
         data=json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c"),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
@@ -83,13 +86,15 @@ def _alone(run: History, shown: list[figures.Figure]) -> dict[str, Any]:
     """What is shown of a single run only; adds its figures to `shown`."""
     found: dict[str, Any] = {
         "events": [_event(record) for record in run.of("event")],
-        "config": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True),
+        "config": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True) if run.settings else "",
         "environment": _environment(run),
     }
     if not run.evaluations:
         return found
     last = run.evaluations[-1]
-    classes, counts = list(last["per_class"]), np.array(last["confusion"], np.int64)
+    classes, counts = _counts(last)
+    if not classes:
+        return found | {"problem": "The last evaluation holds no confusion matrix that fits its classes."}
     matrix = figures.confusion(counts, classes)
     if matrix:
         shown.append(matrix)
@@ -98,10 +103,25 @@ def _alone(run: History, shown: list[figures.Figure]) -> dict[str, Any]:
         predictions = run.predictions()
     except BadInput as error:
         return found | {"problem": str(error)}
-    if predictions is not None and predictions.step == last["step"]:
-        shown.append(figures.reliability(predictions)[0])
-        found["mistakes"] = _mistakes(predictions, classes)
+    if predictions is None or predictions.step != last["step"]:
+        return found
+    if not all(((named >= 0) & (named < len(classes))).all() for named in (predictions.best, predictions.labels)):
+        return found | {"problem": f"{run.folder / 'predictions.npz'}: of other classes than those of the run"}
+    shown.append(figures.reliability(predictions)[0])
+    found["mistakes"] = _mistakes(predictions, classes)
     return found
+
+
+def _counts(evaluation: Record) -> tuple[list[str], NDArray[np.int64]]:
+    """The classes and [true, predicted] counts of an evaluation; no class where the two do not fit each other."""
+    classes, rows = [*evaluation.get("per_class", {})], evaluation.get("confusion", [])
+    try:
+        counts = np.array(rows, np.int64)
+    except (ValueError, TypeError, OverflowError):
+        counts = np.zeros((0, 0), np.int64)
+    if counts.shape != (len(classes), len(classes)) or (counts < 0).any():
+        return [], counts
+    return classes, counts
 
 
 def _headlines(run: History) -> list[tuple[str, str, str]]:
@@ -124,7 +144,7 @@ def _headlines(run: History) -> list[tuple[str, str, str]]:
         span = timedelta(seconds=round(events[-1]["time"] - events[0]["time"]))
         resumed = len(run.starts) - 1
         found.append(("time", f"{span}", f"{resumed} resume{'s' * (resumed > 1)} within" if resumed else ""))
-    if plan:
+    if {"world_size", "device", "parameters"} <= plan.keys():
         ranks = f"{plan['world_size']} rank{'s' * (plan['world_size'] > 1)}, {plan['device']}"
         found.append(("parameters", f"{plan['parameters']:,}", ranks))
     return found

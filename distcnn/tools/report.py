@@ -1,9 +1,12 @@
 """`distcnn report RUN [RUN …]`: one HTML file about one run, or about several side by side."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from distcnn.errors import BadInput
+from distcnn.history import read_history
+from distcnn.report.page import missing, write_page
 from distcnn.tools.command import command_parser
 
 EPILOG = """examples:
@@ -11,7 +14,8 @@ EPILOG = """examples:
   distcnn report runs/a runs/b runs/c --output abc.html
 
 The file opens from the disk and asks nothing of the network. A training writes its own when it ends, unless
-tracking.report is false; of one that is still running, or has died, it shows what has been logged.
+tracking.report is false; of one that is still running, or has died, it shows what has been logged. What is damaged is
+named in it and left out.
 """
 
 
@@ -19,9 +23,6 @@ def run(arguments: list[str]) -> None:
     """Write the report, and print where it is. Raises BadInput."""
     options = _parser().parse_args(arguments)
     folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
-    from distcnn.history import read_history
-    from distcnn.report.page import missing, write_page
-
     if problem := missing():
         raise BadInput(f"distcnn report: {problem}")
     runs, problems = [], []
@@ -39,6 +40,9 @@ def run(arguments: list[str]) -> None:
         size = write_page(runs, output)
     except OSError as error:
         raise BadInput(f"--output {output}: {error.strerror}; give a file in a folder that can be written") from error
+    for one in runs:
+        for damage in one.damage:
+            print(f"warning: {one.folder}: {damage}", file=sys.stderr)
     print(f"{output}: {size / 1e6:.1f} MB")
 
 

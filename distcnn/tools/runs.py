@@ -4,16 +4,16 @@ import argparse
 import fnmatch
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from distcnn.errors import BadInput
+from distcnn.history import History, State, read_history
+from distcnn.parse import KEYS
 from distcnn.tools.command import command_parser
-
-if TYPE_CHECKING:
-    from distcnn.history import History
+from distcnn.tools.predict import printable
 
 EPILOG = """examples:
   distcnn runs                                          the newest first
@@ -23,7 +23,8 @@ EPILOG = """examples:
   distcnn runs --json | jq .
 
 States: running; done; preempted (a scheduler's signal; start it again with --checkpoint.resume auto); interrupted
-(Ctrl-C); failed; died (it has no end, and no process holds it: killed, or its machine went away).
+(Ctrl-C); failed; died (it has no end, and no process holds it: killed, or its machine went away); unreadable (its log
+is). What else of a run is damaged stands under why.
 """
 Row = dict[str, Any]
 COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images_per_s", "updated", "why")
@@ -32,12 +33,13 @@ COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images
 def run(arguments: list[str]) -> None:
     """Print the table. Raises BadInput."""
     options = _parser().parse_args(arguments)
-    from distcnn.history import State, read_history
-    from distcnn.parse import KEYS
-
-    folder, problems = Path(options.folder), list[str]()
-    if not folder.is_dir():
+    folder, problems, paths = Path(options.folder), list[str](), list[Path]()
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
         problems.append(f"{folder}: no such folder; runs lie in the config's output_dir")
+    except OSError as error:
+        problems.append(f"{folder}: {error.strerror}; give a folder that can be read")
     states = get_args(State)
     problems += [f"--state {s}: should be one of {', '.join(states)}" for s in options.state if s not in states]
     wanted: dict[str, Any] = {}
@@ -54,11 +56,11 @@ def run(arguments: list[str]) -> None:
         problems.append(f"--top {options.top}: should be 1 or more")
     if problems:
         raise BadInput(problems)
-    rows = []
-    for path in sorted(folder.iterdir()):
-        if not (path / "metrics.jsonl").is_file() or not fnmatch.fnmatchcase(path.name, options.name):
+    rows, unknown = [], []
+    for history in _histories(path for path in paths if fnmatch.fnmatchcase(path.name, options.name)):
+        if wanted and not history.settings:
+            unknown.append(history.name)
             continue
-        history = read_history(path)
         settings = {key: _setting(history, key) for key in (*wanted, *options.show)}
         fits = all(_text(settings[key]) == value for key, value in wanted.items())
         if fits and (not options.state or history.state in options.state):
@@ -68,22 +70,34 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(rows))
     else:
         _print(rows, options.show, folder)
+    if unknown:
+        names = ", ".join(map(printable, unknown))
+        print(f"warning: --where leaves out {names}: without a config that can be read", file=sys.stderr)
 
 
-def _row(history: "History") -> Row:
+def _histories(paths: Iterable[Path]) -> Iterator[History]:
+    """Of what is a run among these paths, and has not been removed meanwhile."""
+    for path in paths:
+        try:
+            yield read_history(path)
+        except BadInput:
+            continue
+
+
+def _row(history: History) -> Row:
     last, best = history.evaluations[-1] if history.evaluations else {}, history.best or {}
     return {
-        "name": history.name, "state": history.state, "step": history.step, "steps": history.plan.get("steps"),
+        "name": history.name, "state": history.state, "step": None if history.updated is None else history.step,
+        "steps": history.plan.get("steps"),
         "accuracy": last.get("accuracy"), "best": best.get("accuracy"), "loss": last.get("loss"),
-        "images_per_s": history.images_per_s, "updated": (history.folder / "metrics.jsonl").stat().st_mtime,
-        "why": history.reason,
+        "images_per_s": history.images_per_s, "updated": history.updated,
+        "why": "; ".join(filter(None, (history.reason, *history.damage))),
     }  # fmt: skip
 
 
-def _setting(history: "History", key: str) -> Any:
+def _setting(history: History, key: str) -> Any:
     section, _, leaf = key.rpartition(".")
-    tree = history.settings.get(section, {}) if section else history.settings
-    return tree.get(leaf) if isinstance(tree, dict) else None
+    return (history.settings.get(section, {}) if section else history.settings).get(leaf)
 
 
 def _text(value: Any) -> str:
@@ -103,8 +117,6 @@ def _print(rows: list[Row], more: list[str], folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from distcnn.tools.predict import printable
-
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     if not rows:
         console.print(f"no such runs in {folder}", markup=False, emoji=False)
@@ -122,7 +134,7 @@ def _print(rows: list[Row], more: list[str], folder: Path) -> None:
     explained = any(row["why"] for row in rows)
     if explained:
         table.add_column("why", overflow="fold", min_width=16)
-    styles = {"running": "cyan", "done": "green", "failed": "red", "died": "red"}
+    styles = {"running": "cyan", "done": "green", "failed": "red", "died": "red", "unreadable": "red"}
     for row in rows:
         table.add_row(
             Text(printable(row["name"])),
@@ -141,7 +153,10 @@ def _cell(row: Row, column: str) -> str:
     if column == "step":
         return f"{value:,}" + (f" of {row['steps']:,}" if row["steps"] else "")
     if column == "updated":
-        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}"
+        try:
+            return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}"
+        except (ValueError, OverflowError, OSError):  # a clock that was wrong by more than a calendar holds
+            return "–"
     return f"{value:{'.4f' if column == 'loss' else ',.0f' if column == 'images_per_s' else '.2%'}}"
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> None:
         for seed in seeds for path, config in zip(paths, configs, strict=True)
     ]  # fmt: skip
     by_path = dict(zip(paths, configs, strict=True))
-    left = [trial for trial in trials if not _is_done(trial, by_path[trial.config])]
+    left = _left(trials, by_path)
     failed = _run_all(left, overrides, configs[0], options.parallel)
     names = [str(config.name) for config in configs]
     rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
@@ -120,15 +120,32 @@ def _checked(paths: Sequence[Path], overrides: list[str]) -> list["Config"]:
     return configs
 
 
+def _left(trials: Sequence[Trial], configs: Mapping[Path, "Config"]) -> list[Trial]:
+    """The trials that are not done. Raises BadInput with all that stand in the way."""
+    left, problems = list[Trial](), list[str]()
+    for trial in trials:
+        try:
+            if not _is_done(trial, configs[trial.config]):
+                left.append(trial)
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(problems)
+    return left
+
+
 def _is_done(trial: Trial, config: "Config") -> bool:
-    """Whether its run has ended as it was to. Raises BadInput where that name holds another run."""
+    """Whether its run has ended as it was to. Raises BadInput where that name holds another run, or a damaged one."""
     from distcnn.history import read_history
     from distcnn.parse import to_dict
     from distcnn.training.folder import HARMLESS, differences
 
-    if not (trial.folder / "metrics.jsonl").is_file():
+    try:
+        run = read_history(trial.folder)
+    except BadInput:  # nothing yet
         return False
-    run = read_history(trial.folder)
+    if run.damage:
+        raise BadInput(f"{trial.folder}: {'; '.join(run.damage)}; give another --name, or remove it")
     wanted = to_dict(replace(config, name=trial.name, seed=trial.seed))
     changed = [
         (key, was, now) for key, was, now in differences(run.settings, wanted)
@@ -246,13 +263,14 @@ def _result(trial: Trial) -> dict[str, Any] | None:
     """The last evaluation of a run that is done."""
     from distcnn.history import read_history
 
-    if not (trial.folder / "metrics.jsonl").is_file():
+    try:
+        run = read_history(trial.folder)
+    except BadInput:
         return None
-    run = read_history(trial.folder)
     if run.state != "done" or not run.evaluations:
         return None
     last = run.evaluations[-1]
-    return {key: last[key] for key in ("accuracy", "correct", "total", "loss", "step")}
+    return {key: last.get(key) for key in ("accuracy", "correct", "total", "loss", "step")}
 
 
 def _submit(paths: Sequence[Path], options: argparse.Namespace, rest: list[str]) -> None:
