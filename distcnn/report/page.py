@@ -40,7 +40,7 @@ def missing() -> str | None:
 def page(runs: Sequence[History]) -> str:
     """The whole HTML text. Raises BadInput where none of the runs has anything to show."""
     if not any(run.records for run in runs):
-        raise BadInput([f"{run.folder}: {'; '.join(run.damage) or 'nothing is logged yet'}" for run in runs])
+        raise BadInput([f"{run.folder}: {'; '.join((*run.damage, *_empty(run)))}" for run in runs])
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
@@ -64,6 +64,10 @@ def page(runs: Sequence[History]) -> str:
         version=__version__,
         **alone,
     )
+
+
+def _empty(run: History) -> tuple[str, ...]:
+    return () if run.state == "unreadable" else ("nothing is logged yet",)
 
 
 def write_page(runs: Sequence[History], output: Path) -> int:

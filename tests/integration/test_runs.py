@@ -2,15 +2,14 @@
 
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 
 import distcnn
 from distcnn.__main__ import main
 from distcnn.history import read_history
-from tests.conftest import clean_environment
+from tests.ranks import start
+from tests.records import steps
 
 TINY = {
     "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 20, "image_size": 16}, "optim.lr": 0.01,
@@ -29,34 +28,19 @@ def folder(tmp_path_factory):
     with pytest.raises(distcnn.DistcnnError, match="the loss is"):
         distcnn.train(TINY, {"output_dir": str(folder), "name": "failed", "optim.lr": 1e30})
     for name, number in (("preempted", signal.SIGTERM), ("interrupted", signal.SIGINT), ("died", signal.SIGKILL)):
-        process = start(folder, name)
-        process.send_signal(number)
-        process.communicate(timeout=60)
+        with begun(folder, name) as run:
+            run[0].send_signal(number)
+            run.wait()
     return folder
 
 
-def start(folder, name):
+def begun(folder, name):
     """A long run that has begun."""
     config = folder.parent / f"{name}.yaml"
     config.write_text(json.dumps({key: value for key, value in TINY.items() if key != "optim.lr"}))
-    command = [
-        sys.executable,
-        "-m",
-        "distcnn",
-        "train",
-        str(config),
-        "--output_dir",
-        str(folder),
-        "--train.duration",
-        "9999ep",
-    ]
-    process = subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    log = folder / name / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and b'"train"' in log.read_bytes()):
-        pass
-    return process
+    run = start(["train", config, "--output_dir", folder, "--train.duration", "9999ep"])
+    run.until(lambda: steps(folder / name))
+    return run
 
 
 def rows(capsys, *arguments):
@@ -75,12 +59,8 @@ def test_each_state_is_told_from_the_folder(folder, capsys):
 
 
 def test_a_run_is_running_while_its_process_lives(tmp_path):
-    process = start(tmp_path, "alive")
-    try:
+    with begun(tmp_path, "alive"):
         assert read_history(tmp_path / "alive").state == "running"
-    finally:
-        process.kill()
-        process.communicate()
     assert read_history(tmp_path / "alive").state == "died"
 
 
