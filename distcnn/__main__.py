@@ -7,11 +7,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from distcnn import __version__
 from distcnn.errors import (
@@ -26,6 +26,7 @@ from distcnn.errors import (
     NoMeeting,
     Stopped,
 )
+from distcnn.parallel.ending import end_process
 from distcnn.parallel.world import spoken_rank
 
 NOT_RETRIED = (EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED)
@@ -74,21 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     _tell_launcher(code)
-    # A stuck tracker was left behind, or a meeting with a program that does not answer: exit handlers would wait. After
-    # an error the group still stands, and gloo's threads may abort the process while the interpreter ends.
-    stuck = any(thread.name.startswith(("distcnn-tracker", "distcnn-meeting")) for thread in threading.enumerate())
-    if stuck or _group_stands():
-        for thread in threading.enumerate():
-            if thread.name == "distcnn-saver":  # as the interpreter would: a checkpoint is being written
-                thread.join()
-        os._exit(code)
     return code
 
 
-def _group_stands() -> bool:
-    """Without importing torch where nothing has."""
-    dist = sys.modules.get("torch.distributed")
-    return dist is not None and bool(dist.is_available() and dist.is_initialized())
+def program() -> NoReturn:
+    """The program `distcnn`: one command, then the end of the process."""
+    end_process(main())
 
 
 def _lost_contact(error: Exception) -> bool:
@@ -264,4 +256,4 @@ COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], int]]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

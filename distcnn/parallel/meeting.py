@@ -19,6 +19,7 @@ import torch.distributed.nn.functional  # before a group stands: see process_gro
 from torch.distributed.rendezvous import rendezvous
 
 from distcnn.errors import BadEnvironment, NoMeeting
+from distcnn.parallel.ending import watch_group
 from distcnn.parallel.waiting import waiting
 from distcnn.parallel.world import World
 
@@ -33,10 +34,8 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Any
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
     for them. Inside it, torch's variables are set under every launcher, for libraries that look at them (Accelerate).
 
-    Whoever holds the group afterwards, as a DistributedDataParallel does, keeps gloo's threads alive, and such a
-    thread aborts the process if it drops an exchange's last tensor while the interpreter ends. So it must be let go,
-    and torch.distributed.nn, whose functions have the group of the time of their import as a default, is imported
-    before there is one (otherwise the first DistributedDataParallel does it).
+    torch.distributed.nn, whose functions have the group of the time of their import as a default and would hold it for
+    good, is imported before there is one (otherwise the first DistributedDataParallel does it).
 
     Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's.
     """
@@ -75,6 +74,7 @@ def _meet(world: World, cuda: bool, timeout_s: float) -> Any:
                 timeout=timedelta(seconds=timeout_s),
                 device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
             )
+        watch_group(dist.group.WORLD)
         return store
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DistcnnError, Stopped
+from distcnn.parallel.ending import watch_group
 
 # USR1 and USR2: a scheduler's warning before the time limit or a preemption. TERM: a scheduler's or torchrun's last
 # word before KILL. INT: Ctrl-C.
@@ -39,6 +40,7 @@ class StopRequest:
         if dist.is_initialized():
             # gloo even beside NCCL: the flag stays on the host, and no step waits for the GPU because of it.
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            watch_group(self.group)
         self.training = True
 
     def agreed(self, save: bool = False) -> tuple[int, bool]:
