@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from distcnn import __version__
+from distcnn.errors import BadInput
 from distcnn.history import read_history
 from distcnn.records import Record
 from distcnn.trained import Trained, is_safetensors
 
+_NEEDED = {"split", "epoch", "loss", "top5_accuracy", "per_class"}
 _NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
 
 
@@ -31,7 +33,11 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
     if found:
         front["metrics"] = ["accuracy"]
         dataset = {"type": data.source, "name": _NAMES.get(data.source, data.source), "split": found["split"]}
-        metrics = [{"type": kind, "value": found[kind]} for kind in ("accuracy", "top5_accuracy", "loss")]
+        metrics = [
+            {"type": kind, "value": found[kind]}
+            for kind in ("accuracy", "top5_accuracy", "loss")
+            if found[kind] is not None
+        ]
         task = {"type": "image-classification"}
         front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
     size, views = trained.image_size, trained.config.eval.views
@@ -57,9 +63,10 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
         )
     parts.append("## Evaluation\n")
     if found:
+        loss = "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
         parts.append(
             f"{found['accuracy']:.2%} ({found['correct']} of {found['total']}) of the {found['split']} images, loss "
-            f"{found['loss']:.4f}, after step {found['step']} (epoch {found['epoch']}), as trained: precision "
+            f"{loss}, after step {found['step']} (epoch {found['epoch']}), as trained: precision "
             "and views are those of the recipe below.\n"
         )
         rows = [f"| {_line(c)} | {'no images' if a is None else f'{a:.2%}'} |" for c, a in found["per_class"].items()]
@@ -75,11 +82,14 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
 
 
 def _evaluated(trained: Trained) -> Record | None:
-    """The run's evaluation of this very step."""
+    """The run's evaluation of this very step, if its log has it whole."""
     folder = trained.path.parent if is_safetensors(trained.path) else trained.path.parent.parent
-    if not (folder / "metrics.jsonl").is_file():
+    try:
+        evaluations = read_history(folder).evaluations
+    except BadInput:
         return None
-    return next((found for found in reversed(read_history(folder).evaluations) if found["step"] == trained.step), None)
+    of_step = (found for found in reversed(evaluations) if found["step"] == trained.step)
+    return next((found for found in of_step if found.keys() >= _NEEDED), None)
 
 
 def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

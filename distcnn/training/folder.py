@@ -56,7 +56,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. A killed process has let it go at once; on a network file system it can take a minute."""
     lock, owner = FileLock(folder / ".lock"), folder / ".owner"
     me = f"process {os.getpid()} on {socket.gethostname()}"
-    other = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+    try:
+        other = owner.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        other = "another process"
     try:
         with waiting(f"{other}, which may train in {folder}"):
             lock.acquire(timeout=10 if other.endswith(f" on {socket.gethostname()}") else 90)
