@@ -1,4 +1,4 @@
-"""A run's folder, read back: what `report`, `runs` and `trials` know of a run."""
+"""A run's folder, read back: what commands and trackers know of a run that is over, or is running elsewhere."""
 
 import math
 import os

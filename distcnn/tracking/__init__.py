@@ -1,1 +1,1 @@
-"""Where metrics go: metrics.jsonl, the console, Weights & Biases. Only rank 0 has trackers."""
+"""Where metrics go: metrics.jsonl, the console, report.html, Weights & Biases, TensorBoard, trackio; on rank 0 only."""

@@ -37,7 +37,6 @@ class ConsoleTracker:
         self.started, self.start_step = time.perf_counter(), start_step
         self.losses: list[float] = []
         self.speeds: list[float] = []
-        self.printed_step = start_step
         self.lr = 0.0
         self.live: LiveDisplay | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:

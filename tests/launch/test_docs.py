@@ -1,5 +1,6 @@
 """Every block of code in README and docs runs, on small data for a few steps, or says that it needs a GPU or a cluster."""
 
+import ast
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distcnn.parse import KEYS, SECTIONS
 from docs.hooks import graph, levels
 from tests.ranks import clean_environment
 
@@ -83,10 +85,41 @@ def test_every_command_and_page_is_in_the_documentation():
 
 
 def test_every_promise_names_tests_that_there_are():
-    text = (ROOT / "docs" / "promises.md").read_text()
-    named = re.findall(r"`(tests/[\w/.]+)`", text)
-    assert len(named) > 12
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    known = {
+        f"{path.name}::{node.name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    lines = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1:3] for line in lines if line.startswith("| ")][2:]
+    assert len(rows) > 12
+    for promise, tests in rows:
+        named = re.findall(r"`([^`]+)`", tests)
+        assert named, promise
+        assert [name for name in named if name not in known] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    """Paths from the top of the project or of the package, and keys."""
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"\b(?:distcnn|tests|docs|benchmarks|launch|slurm|configs)/[\w/.-]*\w", text)
+    paths += re.findall(r"\b\w+(?:/\w+)+\.py\b", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or (ROOT / "distcnn" / path).exists())] == []
+    keys = re.findall(rf"`(?:--)?((?:{'|'.join(SECTIONS)})\.\w+)", text)
+    assert [key for key in keys if key not in (*KEYS, "model.safetensors")] == []
+
+
+def test_the_architecture_says_what_each_part_is_for():
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## What each part is for")[1]
+    parts = [
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    ]
+    assert sorted(parts) == sorted(graph())
 
 
 def test_imports_run_one_way():
