@@ -230,7 +230,7 @@ def _trackers(
     if tracking.trackio:
         libraries["trackio"] = lambda: TrackioRun(f"{folder.name}-{name}", project, group, known)
     for library, begin in libraries.items():
-        yield ThreadedTracker(library, folder, begin, tracking.wandb_timeout)
+        yield ThreadedTracker(library, folder, begin, tracking.wandb_timeout, state.step)
 
 
 def _resumed(parts: Parts, state: TrainState) -> str:

@@ -1,6 +1,7 @@
 """TensorBoard: the run's tensorboard/ folder. `tensorboard --logdir runs` shows all of them."""
 
 import json
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,27 @@ def problems(config: TrackingConfig) -> list[Problem]:
 
 
 class TensorBoardRun:
-    """One run's event files; a resumed one hides what an earlier one wrote of later steps."""
+    """One run's event file. A resumed run writes a new one, from its first step on, in the place of the older ones.
+
+    Those may lack steps before the checkpoint, and hold some after it.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], start_step: int):
         from torch.utils.tensorboard import SummaryWriter  # late: it takes a second
 
-        purge = start_step + 1 if start_step else None
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self.older = [*(folder / "tensorboard").glob("events.out.tfevents.*")]
+        # A TensorBoard that is showing the older ones forgets all of their steps at this mark.
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=0 if self.older else None)
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", start_step)
         self.step = start_step
+
+    def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """All of it, into the new file; then the older ones go."""
+        for step, values in history:
+            self.log(values, step)
+        self.writer.flush()
+        for path in self.older:
+            path.unlink(missing_ok=True)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """In double precision; TensorBoard's default keeps seven digits."""

@@ -3,7 +3,7 @@
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,12 @@ _BACKLOG = 50_000  # records kept for a library that is slow; beyond it they are
 
 class Backend(Protocol):
     """One run in such a library. All of it is called in the thread; whatever it raises ends it, and nothing else."""
+
+    def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """The first call: (step, numbers) of all steps before a resume, none at a start. Log what it does not hold yet.
+
+        It may have been behind metrics.jsonl when its process was killed, by its own buffers or by the thread's queue.
+        """
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take numbers; the steps never fall."""
@@ -54,23 +60,30 @@ class End:
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """A train or eval record as named numbers, the same names in every library; of events there are none."""
+    """A train or eval record as named numbers, the same names in every library; of events there are none.
+
+    No name is the beginning of another up to a slash: to some libraries that is a folder.
+    """
     if record["kind"] == "train":
         keys = [key for key in ("loss", "lr", "images_per_s", "rank_spread") if key in record]
         values = {f"train/{key}": record[key] for key in keys}
     elif record["kind"] == "eval":
         values = {f"test/{key}": record[key] for key in ("loss", "accuracy", "top5_accuracy")}
-        values |= {f"test/accuracy/{name}": value for name, value in record["per_class"].items()}
+        values |= {f"test/class_accuracy/{name}": value for name, value in record["per_class"].items()}
     else:
         return {}
     return {key: value for key, value in (values | {"epoch": record["epoch"]}).items() if value is not None}
 
 
 class ThreadedTracker:
-    """A Tracker of one library. If it raises or blocks, that costs a warning, and `timeout` seconds at the end."""
+    """A Tracker of one library. If it raises or blocks, that costs a warning, and `timeout` seconds at the end.
 
-    def __init__(self, name: str, folder: Path, begin: Callable[[], Backend], timeout: float):
-        self.name, self.folder, self.begin, self.timeout = name, folder, begin, timeout
+    Continuing from `start_step`, the library is first given what it lacks of the steps until then, from the run's
+    metrics.jsonl, which holds no later ones.
+    """
+
+    def __init__(self, name: str, folder: Path, begin: Callable[[], Backend], timeout: float, start_step: int = 0):
+        self.name, self.folder, self.begin, self.timeout, self.start_step = name, folder, begin, timeout, start_step
         self.trouble = False
         self.inbox: queue.Queue[tuple[str, Record]] = queue.Queue(_BACKLOG)
         self.thread = threading.Thread(target=self._work, name=THREAD_NAME + name, daemon=True)
@@ -104,6 +117,7 @@ class ThreadedTracker:
     def _work(self) -> None:
         try:
             backend = self.begin()
+            backend.refill(self._before())
             while True:
                 what, record = self.inbox.get()
                 if what == "finish":
@@ -113,3 +127,10 @@ class ThreadedTracker:
             backend.finish(record["status"], record, End(self.folder))
         except Exception as error:  # whatever it is, it is the library's
             self._warn(f"{self.name} failed ({type(error).__name__}: {error})")
+
+    def _before(self) -> Iterator[tuple[int, dict[str, float]]]:
+        if self.start_step:
+            for record in read_history(self.folder).records:
+                # The run has gone on meanwhile: its later records come through the inbox.
+                if record["step"] <= self.start_step and (values := numbers(record)):
+                    yield record["step"], values

@@ -1,5 +1,6 @@
 """trackio: a local database and a dashboard of its own, `trackio show`. https://huggingface.co/docs/trackio."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,8 +39,13 @@ class TrackioRun:
         found = SQLiteStorage.get_logs(project, name)
         self.known = {(row["step"], key) for row in found for key in row}
 
+    def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """What the database does not hold."""
+        for step, values in history:
+            self.log(values, step)
+
     def log(self, values: dict[str, float], step: int) -> None:
-        """As they are, in double precision."""
+        """As they are, in double precision; but for what an earlier start has logged of steps after the checkpoint."""
         if new := {key: value for key, value in values.items() if (step, key) not in self.known}:
             self.run.log(new, step=step)
 

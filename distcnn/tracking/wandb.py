@@ -2,6 +2,7 @@
 
 import netrc
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,14 @@ class WandbRun:
             settings=wandb.Settings(console="off", silent=True),
         )  # fmt: skip
         self.step = 0
+
+    def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """What the server lacks at the end of its history; offline, where nobody can tell, all of it: the newest
+        offline folder then holds the whole run.
+        """
+        for step, values in history:
+            if step >= self.run.starting_step:
+                self.log(values, step)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """One row of the history; rows of one step are merged by W&B."""

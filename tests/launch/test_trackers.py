@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import clean_environment, metrics, run_ranks
-from tests.launch.test_wandb import read_run, scan
+from tests.offline_wandb import read_offline, read_run, scan
+from tests.ranks import clean_environment, run_ranks
+from tests.records import metrics
 
 ALL = ["--tracking.wandb", "offline", "--tracking.tensorboard", "true", "--tracking.trackio", "true"]
 
@@ -22,12 +23,13 @@ def in_jsonl(folder):
             found |= {(line["step"], f"train/{key}"): line[key] for key in ("loss", "lr", "images_per_s")}
         if line["kind"] == "eval":
             found |= {(line["step"], f"test/{key}"): line[key] for key in ("loss", "accuracy", "top5_accuracy")}
-            found |= {(line["step"], f"test/accuracy/{name}"): value for name, value in line["per_class"].items()}
+            found |= {(line["step"], f"test/class_accuracy/{name}"): value for name, value in line["per_class"].items()}
     return found
 
 
 def in_wandb(folder):
-    _, history, _ = read_run(folder)
+    """What the newest offline folder holds."""
+    _, history, _ = read_offline(max((folder / "wandb").glob("offline-run-*")))
     return {(row["_step"], key): value for row in history for key, value in row.items()}
 
 
@@ -76,8 +78,9 @@ def test_all_three_hold_the_numbers_of_the_log_to_the_last_digit(synthetic, tmp_
 
 def test_after_a_kill_and_a_resume_there_is_one_run_without_seams(synthetic, tmp_path):
     data, folder = tmp_path / "trackio", tmp_path / "runs" / "tiny"
-    arguments = ["train", synthetic, *ALL[2:], "--checkpoint.resume", "auto", "--train.duration", "150ep", "--eval.every", "75ep",
-                 "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.synthetic_train", "240"]  # fmt: skip
+    arguments = ["train", synthetic, *ALL, "--checkpoint.resume", "auto", "--train.duration", "150ep", "--eval.every", "75ep",
+                 "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.synthetic_train", "40",
+                 "--train.batch_size", "40", "--train.threads", "1"]  # fmt: skip
     command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
     environment = clean_environment() | {"TRACKIO_DIR": str(data)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -89,8 +92,18 @@ def test_after_a_kill_and_a_resume_there_is_one_run_without_seams(synthetic, tmp
     assert outcome.codes == [0], outcome.err
     wanted = {key: value for key, value in in_jsonl(folder).items() if not key[1].endswith("images_per_s")}
     assert len(wanted) > 300
-    for found in (in_tensorboard(folder), in_trackio(folder, data)):
+    for found in (in_wandb(folder), in_tensorboard(folder), in_trackio(folder, data)):
         assert {key: found.get(key) for key in wanted} == wanted
+    assert len([*(folder / "wandb").glob("offline-run-*")]) == 2
+    assert len([*(folder / "tensorboard").iterdir()]) == 1
+
+
+def test_no_name_is_a_number_and_a_folder(synthetic, tmp_path):
+    outcome = run_ranks(["train", synthetic, "--tracking.tensorboard", "true"])
+    assert outcome.codes == [0], outcome.err
+    names = {name for _, name in in_tensorboard(tmp_path / "runs" / "tiny")}
+    assert "test/class_accuracy/class0" in names
+    assert not [(one, other) for one in names for other in names if other.startswith(f"{one}/")]
 
 
 def test_wandb_gets_mistakes_model_and_report(synthetic, tmp_path):

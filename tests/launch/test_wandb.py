@@ -1,48 +1,14 @@
 """Weights & Biases for real, offline; and a wandb that raises or blocks, which must not touch the training."""
 
 import json
-import struct
 
 import pytest
-from conftest import metrics, run_ranks
+
+from tests.offline_wandb import read_run
+from tests.ranks import run_ranks
+from tests.records import metrics
 
 OFFLINE = ["--tracking.wandb", "offline"]
-
-
-def scan(content):
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB; CRC, length, type) after 7 bytes."""
-    whole, part, at = [], b"", 7
-    while at + 7 <= len(content):
-        if 32768 - at % 32768 < 7:  # no header fits into the rest of the block
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
-        part += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            whole.append(part)
-            part = b""
-    return whole
-
-
-def read_run(folder):
-    """The one run below `folder`: config, history rows and exit code."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    config, history, exit_code = {}, [], None
-    for data in scan(path.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "history":
-            history.append(
-                {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
-            )
-        elif kind == "exit":
-            exit_code = record.exit.exit_code
-    return config, history, exit_code
 
 
 def test_offline_run_of_four_ranks_holds_config_history_and_confusion(synthetic, tmp_path):
