@@ -7,46 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst
+from distcnn.data.augment import Augment, SmallAtFirst
 from distcnn.data.keyed import keyed
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, _copied, evaluation_stream
-from distcnn.data.mix import Mix
+from distcnn.data.loader import Preprocess, _copied, evaluation_stream
 from distcnn.data.randaugment import RandAugment
-from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import ImageSet
-
-CPU = torch.device("cpu")
-NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-N, SIZE = 26, 8
-# A worker is a fork of a process that has threads, and more than a small machine's cores: neither matters here.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-]
-
-
-def data():
-    rng = np.random.default_rng(0)
-    return ImageSet(rng.integers(0, 256, (N, SIZE, SIZE, 3), np.uint8), rng.integers(0, 3, N), ("a", "b", "c"))
-
-
-def loader(workers=None, augment=None, rank=0, world=1, **options):
-    """Resident, or streaming with so many workers."""
-    sampler = MicroBatchSampler(N, batch_size=12, micro_batch=3, rank=rank, world_size=world, seed=5)
-    preprocess = Preprocess(NORMALIZE, CPU, augment, **options)
-    if workers is None:
-        return ResidentLoader(data(), sampler, preprocess, 5)
-    return StreamingLoader(data(), sampler, preprocess, 5, workers)
-
-
-def same(a, b):
-    fields = (a.share, a.last, a.seed) == (b.share, b.last, b.seed)
-    return fields and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
-
-
-MIXUP, CUTMIX = Mix("mixup", 0.4, 3), Mix("cutmix", 1.0, 3)
-AUGMENTS = [None, Augment(cutout=3), Augment(True, 2, "zeros", 3), Augment(True, 3, "reflect"), Augment("alternating"),
-            Augment(mix=MIXUP), Augment(True, 2, mix=CUTMIX)]  # fmt: skip
+from tests.loaders import AUGMENTS, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, data, loader, same
 
 
 @pytest.mark.parametrize(
@@ -60,12 +25,6 @@ def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
         assert len(pairs) == 9
         assert all(same(a, b) for a, b in pairs)
         assert all(a.images.dtype == dtype for a, _ in pairs)
-
-
-def test_workers_change_nothing_and_serve_several_epochs():
-    resident, streaming = loader(None, AUGMENTS[2], rank=1, world=2), loader(2, AUGMENTS[2], rank=1, world=2)
-    for epoch, first in ((0, 0), (1, 2), (2, 0)):
-        assert all(same(a, b) for a, b in zip(resident.epoch(epoch, first), streaming.epoch(epoch, first), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -93,14 +52,6 @@ def test_a_start_in_mid_epoch_gives_the_tail(workers):
     whole = list(one.epoch(3))
     assert all(same(a, b) for a, b in zip(whole[4:], one.epoch(3, first_step=1), strict=True))
     assert not any(torch.equal(a.images, b.images) for a, b in zip(whole, one.epoch(4), strict=True))
-
-
-def test_an_epoch_left_early_does_not_disturb_the_next():
-    one = loader(2, AUGMENTS[2])
-    for batch in one.epoch(0):
-        if batch.last:
-            break
-    assert all(same(a, b) for a, b in zip(loader(None, AUGMENTS[2]).epoch(1), one.epoch(1), strict=True))
 
 
 def test_a_batch_is_the_chosen_images_normalised():
@@ -162,13 +113,6 @@ def test_images_and_labels_are_mixed_within_a_micro_batch(mix):
     assert torch.equal(mixed.labels, mix.targets(plain.labels, draws, SIZE, SIZE))
 
 
-def test_randaugment_follows_the_place_in_the_epoch_not_the_worker():
-    augment = Augment(True, randaugment=RandAugment(2, 15))
-    inline, plain = list(loader(0, augment).epoch(1)), list(loader(0, Augment(True)).epoch(1))
-    assert all(same(a, b) for a, b in zip(inline, loader(2, augment).epoch(1), strict=True))
-    assert not all(torch.equal(a.images, b.images) for a, b in zip(inline, plain, strict=True))
-
-
 def test_cutout_leaves_the_mean_colour():
     augment = Augment(cutout=3)
     one = loader(None, augment)
@@ -218,7 +162,7 @@ def test_the_global_generators_are_left_alone():
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    for workers in (None, 0, 2):
+    for workers in (None, 0):
         assert len(list(loader(workers, AUGMENTS[2]).epoch(0))) == 9
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == np.random.get_state()[1].tolist()

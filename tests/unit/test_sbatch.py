@@ -75,14 +75,6 @@ def test_refused_before_anything_is_written(arguments, words, capsys, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_slurm_the_script_is_kept(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["slurm", CONFIG, "--output_dir", str(tmp_path / "runs")]) == 2
-    assert "sbatch: not found" in capsys.readouterr().err
-    assert (tmp_path / "runs" / "digits.sbatch").read_text().startswith("#!/bin/bash\n")
-
-
 if __name__ == "__main__":
     for name, job in SHIPPED.items():
         (ROOT / "slurm" / f"{name}.sbatch").write_text(script(job))
