@@ -16,7 +16,7 @@ import distcnn
 from distcnn.config import DataConfig
 from distcnn.data import sources
 from distcnn.run import Result
-from tests.conftest import metrics
+from tests.records import metrics
 
 CLASSES, SIDE, TRAIN, TEST = 5, 8, 22, 9
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)  # fixed, so that a pixel of the input can be turned back into its byte

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests import by_hand
-from tests.conftest import metrics, run_ranks
+from tests.ranks import run_ranks
+from tests.records import metrics
 
 ROOT = str(Path(__file__).parents[2])
 SLEEPY = '''

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests import by_hand
-from tests.conftest import metrics
+from tests.records import metrics
 
 SMOOTHED = 0.2
 LOADERS = {"resident": {}, "streaming": {"data.loader": "streaming", "data.workers": 0}}

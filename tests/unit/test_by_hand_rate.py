@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests import by_hand
-from tests.conftest import metrics
+from tests.records import metrics
 
 PEAK = 0.5
 STEPS = 10

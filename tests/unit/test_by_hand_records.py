@@ -7,7 +7,7 @@ import torch
 
 from distcnn.training import loop
 from tests import by_hand
-from tests.conftest import metrics
+from tests.records import metrics
 
 
 @pytest.mark.parametrize(("busy", "slowest", "spread"), [((0.5, 2.0, 1.0), 1, 3.0), ((6.0, 4.0), 0, 0.5)])

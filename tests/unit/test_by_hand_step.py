@@ -8,7 +8,7 @@ from torch import nn
 
 import distcnn
 from tests import by_hand
-from tests.conftest import metrics
+from tests.records import metrics
 
 LR = by_hand.SETTINGS["optim"]["lr"]
 
