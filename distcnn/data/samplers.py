@@ -8,6 +8,7 @@ it is computed, and BatchNorm, whose statistics are those of the micro-batch, se
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -53,10 +54,16 @@ class MicroBatchSampler(DistributedSampler[int]):
         self.first_step = first_step
 
     def order(self) -> Tensor:
-        """The epoch's order: [size] int64 indices, equal on all ranks."""
+        """The epoch's order: [size] int64 indices, equal on all ranks; no other (seed, epoch) has the same.
+
+        Seeds and epochs are hashed together: by their sum, as DistributedSampler has it, epoch 1 of seed 0 would be
+        epoch 0 of seed 1. NumPy never changes what a RandomState draws, so a resume under a later release finds the
+        same order (NEP 19).
+        """
         if not self.shuffle:
             return torch.arange(self.size)
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        bits = np.random.MT19937(np.random.SeedSequence((self.seed, self.epoch)))
+        return torch.from_numpy(np.random.RandomState(bits).permutation(self.size).astype(np.int64, copy=False))
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """This rank's micro-batches, step by step, at least one a step.
