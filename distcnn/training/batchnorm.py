@@ -7,7 +7,8 @@ step moves them once, towards the mean over all micro-batches of the global batc
     running ← (1 - momentum) · running + momentum · Σ_j share_j · statistics_j
 
 That is PyTorch's own rule where a step is one micro-batch; otherwise it makes them, and with them every
-evaluation and checkpoint, independent of the number of ranks. It costs one small all-reduce a step.
+evaluation and checkpoint, independent of the number of ranks. It costs one small all-reduce a step. Likewise
+`num_batches_tracked`, which counts the forwards of one rank, dummy micro-batches too, counts the steps.
 """
 
 import torch
@@ -33,6 +34,8 @@ class RunningStatistics:
         self.current: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var) if t is not None]
         self.before = [torch.empty_like(t) for t in self.current]
         self.sizes = [t.numel() for t in self.current]
+        self.counts: list[Tensor] = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
+        self.counts_before = [torch.empty_like(t) for t in self.counts]
         # Summed in float64, as the gradients are: the same bits in whatever order.
         device = self.current[0].device if self.current else None
         self.total = torch.zeros(sum(self.sizes), dtype=torch.float64, device=device)
@@ -45,6 +48,7 @@ class RunningStatistics:
         """Start a step."""
         if self.layers:
             torch._foreach_copy_(self.before, self.current)
+            torch._foreach_copy_(self.counts_before, self.counts)
             self.total.zero_()
 
     @torch.no_grad()
@@ -61,6 +65,7 @@ class RunningStatistics:
         mean = sum_ranks(self.total).to(self.current[0].dtype)
         torch._foreach_lerp_(self.before, torch.split(mean, self.sizes), self.momenta)
         torch._foreach_copy_(self.current, self.before)
+        torch._foreach_copy_(self.counts, torch._foreach_add(self.counts_before, 1))
         self.begin()
 
     def close(self) -> None:

@@ -71,6 +71,19 @@ def test_several_micro_batches_move_them_once_towards_the_mean_by_share():
             torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_steps_are_counted_not_forwards():
+    model = network()
+    for parts in (1, 2, 3):
+        running = RunningStatistics(model, micro_batches_per_step=parts)
+        for step in range(4):
+            for _ in range(parts):
+                model(images(6, step))
+                running.add(1 / parts)
+            running.end()
+        running.close()
+    assert [m.num_batches_tracked.item() for m in model if isinstance(m, nn.BatchNorm2d)] == [12, 12]
+
+
 def test_a_stand_in_counts_for_nothing():
     model, other = network(), network()
     for one, stand_in in ((model, False), (other, True)):
@@ -83,6 +96,7 @@ def test_a_stand_in_counts_for_nothing():
         running.end()
     for a, b in zip(statistics(model), statistics(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert model[1].num_batches_tracked == other[1].num_batches_tracked == 1
 
 
 def test_close_gives_the_momenta_back_and_ends_it():
