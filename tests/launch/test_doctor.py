@@ -1,6 +1,7 @@
 """distcnn doctor: real faults, planted one by one, are each found and named with a cure; where all is well it is silent."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -159,7 +160,8 @@ def test_a_clock_that_is_ahead(tmp_path):
         found = told(first.out())
     assert found.keys() == {"clocks"}
     assert "rank 1" in found["clocks"]["found"]
-    assert "+90" in found["clocks"]["found"]
+    (ahead,) = re.findall(r"is \+([\d.]+) s from rank 0", found["clocks"]["found"])
+    assert float(ahead) == pytest.approx(90, abs=5)  # a busy machine's answers take a while
     assert "chrony" in found["clocks"]["fix"]
 
 
