@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "optim": {"name": "sgd", "lr": 0.5, "momentum": 0, "nesterov": False},
     # An epoch is 12 images in micro-batches of 4, 4, 4, then 10 in 4, 4, 2: their weights differ.
     "train": {"duration": "5step", "batch_size": 12, "micro_batch": 4, "threads": 1},
+    "eval": {"every": "100step"},  # and at the end, as checkpoints
+    "checkpoint": {"every": "100step"},
     "tracking": {"wandb": "disabled", "console": False, "report": False},
 }  # fmt: skip
 

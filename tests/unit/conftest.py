@@ -1,5 +1,6 @@
 """Unit tests run in this process, on one thread, and start no other, so that they are quick and leave nothing behind."""
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="package")
 def _attempts() -> Iterator[list[str]]:
+    platform.platform()  # asks `uname` once in a process, and keeps the answer; a training records it
     with no_process_can_start() as attempts:
         yield attempts
 

@@ -19,9 +19,11 @@ def epochs(seen: by_hand.Seen) -> list[torch.Tensor]:
     return [torch.cat([i for step in seen.steps[n : n + 2] for i in step.images]) for n in range(0, len(seen.steps), 2)]
 
 
-def plain_rows(folder, settings=FOUR_EPOCHS) -> list[np.ndarray]:
-    """Which images these are, from the same run without augmentation."""
-    return [by_hand.rows_of(images) for images in epochs(by_hand.train(folder / "plain", settings)[1])]
+@pytest.fixture(scope="module")
+def order(tmp_path_factory) -> list[np.ndarray]:
+    """Which images these are, by epoch: what the same run sees without augmentation."""
+    _, seen = by_hand.train(tmp_path_factory.mktemp("plain"), FOUR_EPOCHS)
+    return [by_hand.rows_of(images) for images in epochs(seen)]
 
 
 @pytest.fixture(params=LOADERS)
@@ -50,10 +52,10 @@ def test_mean_and_deviation_are_those_of_the_training_images_unless_they_are_giv
     assert sorted(distance.argmin(axis=1)) == list(range(by_hand.TRAIN))
 
 
-def test_flip_mirrors_about_half_of_the_images(train, tmp_path):
+def test_flip_mirrors_about_half_of_the_images(train, order):
     images, _ = by_hand.raw()
     mirrored = []
-    for epoch, rows in zip(epochs(train({"data.flip": True})), plain_rows(tmp_path), strict=True):
+    for epoch, rows in zip(epochs(train({"data.flip": True})), order, strict=True):
         seen = by_hand.as_bytes(epoch)
         flip = np.array([np.array_equal(one, images[row][..., ::-1]) for one, row in zip(seen, rows, strict=True)])
         assert np.array_equal(seen[~flip], images[rows][~flip])
@@ -62,12 +64,10 @@ def test_flip_mirrors_about_half_of_the_images(train, tmp_path):
     assert len({tuple(flip) for flip in mirrored}) == 4
 
 
-def test_the_alternating_flip_shows_each_image_the_other_way_round_in_the_next_epoch(train, tmp_path):
+def test_the_alternating_flip_shows_each_image_the_other_way_round_in_the_next_epoch(train, order):
     images, _ = by_hand.raw()
     mirrored = np.zeros((4, by_hand.TRAIN), bool)
-    for number, (epoch, rows) in enumerate(
-        zip(epochs(train({"data.flip": "alternating"})), plain_rows(tmp_path), strict=True)
-    ):
+    for number, (epoch, rows) in enumerate(zip(epochs(train({"data.flip": "alternating"})), order, strict=True)):
         for one, row in zip(by_hand.as_bytes(epoch), rows, strict=True):
             mirrored[number, row] = np.array_equal(one, images[row][..., ::-1])
             assert mirrored[number, row] or np.array_equal(one, images[row])
@@ -77,12 +77,12 @@ def test_the_alternating_flip_shows_each_image_the_other_way_round_in_the_next_e
 
 
 @pytest.mark.parametrize(("mode", "pad"), [("zeros", "constant"), ("reflect", "reflect")])
-def test_a_crop_is_a_window_of_the_padded_image(train, tmp_path, mode, pad):
+def test_a_crop_is_a_window_of_the_padded_image(train, order, mode, pad):
     images, _ = by_hand.raw()
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), mode=pad)
     offsets = set()
     settings = {"data.crop_padding": 2, "data.crop_mode": mode}
-    for epoch, rows in zip(epochs(train(settings)), plain_rows(tmp_path), strict=True):
+    for epoch, rows in zip(epochs(train(settings)), order, strict=True):
         for one, row in zip(by_hand.as_bytes(epoch), rows, strict=True):
             [found] = [
                 (down, right)
@@ -95,10 +95,10 @@ def test_a_crop_is_a_window_of_the_padded_image(train, tmp_path, mode, pad):
     assert len(offsets) > 15
 
 
-def test_cutout_blanks_a_square_that_may_hang_over_the_edge(train, tmp_path):
+def test_cutout_blanks_a_square_that_may_hang_over_the_edge(train, order):
     images, _ = by_hand.raw()
     places = set()
-    for epoch, rows in zip(epochs(train({"data.cutout": 3})), plain_rows(tmp_path), strict=True):
+    for epoch, rows in zip(epochs(train({"data.cutout": 3})), order, strict=True):
         for one, expected in zip(epoch.numpy(), by_hand.normalised(images[rows]), strict=True):
             blank = np.abs(one - expected).max(axis=0) > 1e-4
             assert not one[:, blank].any()  # zeros: the mean colour
@@ -114,13 +114,13 @@ def test_cutout_blanks_a_square_that_may_hang_over_the_edge(train, tmp_path):
     assert [max(p[i] for p in places) for i in (2, 3)] == [SIDE, SIDE]
 
 
-def test_all_of_them_at_once(train, tmp_path):
+def test_all_of_them_at_once(train, order):
     """A window of the padded image or of its mirror image, and a blank square in it."""
     images, _ = by_hand.raw()
     settings = {"data.flip": True, "data.crop_padding": 2, "data.cutout": 3}
     padded = by_hand.normalised(np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))))
     kinds = set()
-    for epoch, rows in zip(epochs(train(settings)), plain_rows(tmp_path), strict=True):
+    for epoch, rows in zip(epochs(train(settings)), order, strict=True):
         for one, row in zip(epoch.numpy(), rows, strict=True):
             wrong = {
                 (flip, down, right): (np.abs(one - window[:, down : down + SIDE, right : right + SIDE]) > 1e-4).any(0)
@@ -135,13 +135,13 @@ def test_all_of_them_at_once(train, tmp_path):
     assert {flip for flip, _, _ in kinds} == {0, 1}
 
 
-def test_small_sizes_share_the_steps_before_small_until(train, tmp_path):
+def test_small_sizes_share_the_steps_before_small_until(train, order):
     """Four epochs of two steps: 4×4 for three steps, 6×6 for three, the full 8×8 for two; evaluation at full size."""
     images, _ = by_hand.raw()
     seen = train({"data.small_sizes": [4, 6], "data.small_until": "6step"})
     assert [step.images[0].shape[2:] for step in seen.steps] == [(4, 4)] * 3 + [(6, 6)] * 3 + [(8, 8)] * 2
     assert {found.shape[2:] for _, found in seen.evaluated} == {(8, 8)}
-    for epoch, rows in enumerate(plain_rows(tmp_path)):
+    for epoch, rows in enumerate(order):
         full = torch.from_numpy(by_hand.normalised(images[rows]))
         both = [torch.cat(step.images) for step in seen.steps[2 * epoch : 2 * epoch + 2]]
         for found, large in zip(both, full.split([12, 10]), strict=True):
@@ -149,14 +149,14 @@ def test_small_sizes_share_the_steps_before_small_until(train, tmp_path):
             np.testing.assert_allclose(found.numpy(), small.numpy(), atol=1e-5)
 
 
-def test_randaugment_changes_the_images_by_its_number_and_strength(tmp_path):
+def test_randaugment_changes_the_images_by_its_number_and_strength(tmp_path, order):
     images, _ = by_hand.raw()
     streaming = FOUR_EPOCHS | LOADERS["streaming"]
-    rows, changes = plain_rows(tmp_path, streaming), {}
+    changes = {}
     for number, strength in ((1, 0), (1, 15), (3, 15)):
         settings = streaming | {"data.randaugment": [number, strength]}
         _, seen = by_hand.train(tmp_path, settings)
-        both = zip(epochs(seen), rows, strict=True)
+        both = zip(epochs(seen), order, strict=True)
         changed = [(by_hand.as_bytes(epoch) != images[row]).mean(axis=(1, 2, 3)) for epoch, row in both]
         changes[number, strength] = float(np.mean(changed))
     assert 0.02 < changes[1, 0] < changes[1, 15] < changes[3, 15]

@@ -51,9 +51,10 @@ def test_the_loss_of_an_evaluation_is_that_of_the_bare_labels(tmp_path, settings
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def pairs(tmp_path, settings) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """The order of the same run without mixing: by step and micro-batch, each image's row and its predecessor's."""
-    _, seen = by_hand.train(tmp_path / "plain", settings)
+    _, seen = by_hand.train(tmp_path_factory.mktemp("plain"))
     rows = [[by_hand.rows_of(images) for images in step.images] for step in seen.steps]
     return [[(own, np.roll(own, 1)) for own in micro_batches] for micro_batches in rows]
 
@@ -82,14 +83,12 @@ def box(seen: Tensor, own: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("share", [0.0, SMOOTHED])
 @pytest.mark.parametrize(("kind", "share_of"), [("mixup", blend), ("cutmix", box)])
-def test_mixed_images_are_learned_with_both_labels(tmp_path, kind, share_of, share, loader):
-    result, seen = by_hand.train(
-        tmp_path, {f"data.{kind}": 1.0, "train.label_smoothing": share, "train.duration": "4step"} | LOADERS[loader]
-    )
+def test_mixed_images_are_learned_with_both_labels(tmp_path, pairs, kind, share_of, share, loader):
+    result, seen = by_hand.train(tmp_path, {f"data.{kind}": 1.0, "train.label_smoothing": share} | LOADERS[loader])
     images, labels = by_hand.raw()
     images, labels = by_hand.normalised(images), by_hand.one_hot(labels)
     expected, own_label, all_shares = [], [], []
-    for step, micro_batches in zip(seen.steps, pairs(tmp_path, {"train.duration": "4step"}), strict=True):
+    for step, micro_batches in zip(seen.steps, pairs, strict=True):
         targets, unmixed = [], []
         for mixed, (own, other) in zip(step.images, micro_batches, strict=True):
             shares = share_of(mixed, images[own], images[other])
@@ -105,12 +104,12 @@ def test_mixed_images_are_learned_with_both_labels(tmp_path, kind, share_of, sha
     assert len(np.unique(np.round(all_shares, 6))) > 10  # each image has a share of its own
 
 
-def test_alpha_is_that_of_the_shares_beta_distribution(tmp_path):
+def test_alpha_is_that_of_the_shares_beta_distribution(tmp_path, pairs):
     images = by_hand.normalised(by_hand.raw()[0])
     spread = {}
     for alpha in (0.05, 4.0):
         _, seen = by_hand.train(tmp_path, {"data.mixup": alpha})
-        both = zip(seen.steps, pairs(tmp_path, {}), strict=True)
+        both = zip(seen.steps, pairs, strict=True)
         mixed = [(m, *pair) for step, rows in both for m, pair in zip(step.images, rows, strict=True)]
         shares = np.concatenate([blend(m, images[own], images[other]) for m, own, other in mixed])
         spread[alpha] = np.square(shares - 0.5).mean()
