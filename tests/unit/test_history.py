@@ -4,18 +4,24 @@ import json
 import os
 import shutil
 import zipfile
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from distcnn import history
 from distcnn.__main__ import main
+from distcnn.config import CheckpointConfig, Config
+from distcnn.data.augment import Normalize
 from distcnn.errors import BadInput
 from distcnn.history import read_history
 from distcnn.predictions import Predictions, load_predictions, write_predictions
 from distcnn.records import parse_record
 from distcnn.report.page import page
 from distcnn.tools import runs
+from distcnn.tools.card import card
+from distcnn.training.folder import make_folder
 
 PLAN = {"steps": 3, "world_size": 1, "device": "cpu", "parameters": 70}
 START = {
@@ -284,3 +290,27 @@ def test_predictions_are_not_unpacked_to_any_size(tmp_path):
         archive.writestr("labels.npy", bytes(10**6))
     with pytest.raises(BadInput, match="compressed"):
         load_predictions(path)
+
+
+def test_the_model_card_takes_an_evaluation_that_its_log_has_whole(tmp_path):
+    trained = SimpleNamespace(
+        path=tmp_path / "run" / "checkpoints" / "best.pt", step=3, config=Config(), recipe={}, image_size=32,
+        classes=("cat", "dog"), normalize=Normalize((0.5,) * 3, (0.5,) * 3),
+    )  # fmt: skip
+    assert "No evaluation" in card(trained, "run", {}, 0)
+    make(tmp_path / "run", [START, EVAL])  # without the top-5 accuracy
+    assert "No evaluation" in card(trained, "run", {}, 0)
+    whole = EVAL | {"top5_accuracy": 1.0}
+    for loss, said in ((1.5, "loss 1.5000"), (None, "loss not finite")):
+        (tmp_path / "run" / "metrics.jsonl").write_text(lines([START, whole | {"loss": loss}]))
+        text = card(trained, "run", {}, 0)
+        assert f"75.00% (3 of 4) of the test images, {said}" in text
+        assert ("type: loss" in text) == (loss is not None)
+
+
+def test_a_damaged_owner_keeps_no_run_from_starting(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / ".owner").write_bytes(b"\xff")
+    config = Config(name="x", output_dir=str(tmp_path), checkpoint=CheckpointConfig(resume="auto"))
+    with ExitStack() as held:
+        assert make_folder(config, held) == tmp_path / "x"
