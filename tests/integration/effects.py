@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import distcnn
 from distcnn.errors import DistcnnError
@@ -46,7 +47,8 @@ class Ran:
     out: str
     err: str  # and the message of the exception that ended it
     code: int
-    seen: Sequence[Forward] = ()  # empty for a process
+    seen: Sequence[Forward] = ()  # empty for a process, as is the next
+    held: Sequence[list[float]] = ()  # the rate of each of the optimizer's groups at each of its steps
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of that kind."""
@@ -151,15 +153,20 @@ def in_process(
     out, err, said, code = io.StringIO(), io.StringIO(), "", 0
     observing.SEEN.clear()
     observing.LOOK[:] = [look] if look else []
-    folder = here
+    folder, held = here, list[list[float]]()
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: held.append([group["lr"] for group in optimizer.param_groups])
+    )
     with _put_back(environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             folder = distcnn.train(config).folder
         except DistcnnError as error:
             said, code = str(error), error.exit_code
+        finally:
+            hook.remove()
     gc.collect()  # a loader's workers end with it
     records = metrics(folder) if code == 0 else []
-    return Ran(here, folder, records, out.getvalue(), err.getvalue() + said, code, (*observing.SEEN,))
+    return Ran(here, folder, records, out.getvalue(), err.getvalue() + said, code, (*observing.SEEN,), held)
 
 
 @contextlib.contextmanager
@@ -241,12 +248,13 @@ def has_file(name: str, *wanted: bool) -> Expectation:
 
 
 def rates_are(*wanted: Sequence[float]) -> Expectation:
-    """The learning rate of every step, and the losses follow it: they are equal as long as the rates are."""
+    """The learning rate of every step, as logged and as the optimizer holds it; the losses are equal as long as it is."""
 
     def check(runs: Sequence[Ran]) -> None:
         trained(runs)
         for ran, rates in zip(runs, wanted, strict=True):
             torch.testing.assert_close(ran.rates, [*rates], rtol=1e-9, atol=0)
+            assert [*ran.held] == [[rate] for rate in ran.rates], ran.held
         for one, other in itertools.combinations(runs, 2):
             pairs = enumerate(zip(one.rates, other.rates, strict=True), start=1)
             differing = next((step for step, (a, b) in pairs if a != b), None)
