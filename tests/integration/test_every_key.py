@@ -325,6 +325,15 @@ def computed_in_half_the_bits(runs: Sequence[Ran]) -> None:
     losses_close([half, masters], 1e-3)
 
 
+def placed_where_it_can_be(runs: Sequence[Ran]) -> None:
+    """`auto` is the GPU where there is one; where there is none, `cuda` is refused."""
+    if torch.cuda.is_available():
+        plan_says("device", "cpu", *[torch.cuda.get_device_name()] * 2)(runs)
+    else:
+        plan_says("device", "cpu", "cpu")(runs[:2])
+        refused("no CUDA device is visible; use auto or cpu")(runs[2:])
+
+
 # Files and messages
 
 
@@ -588,9 +597,7 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         Effect([None, 0.01], [losses_differ_from(2)]),
         Effect([None, 1e6], [same_numbers]),  # no gradient is as large
     ),
-    "train.device": Effect(["cpu", "auto", "cuda"], [
-        refused(None, None, "no CUDA device is visible; use auto or cpu"),
-        lambda runs: plan_says("device", "cpu", "cpu")(runs[:2])]),
+    "train.device": Effect(["cpu", "auto", "cuda"], [placed_where_it_can_be]),
     "train.threads": Effect([1, 2], [
         plan_says("threads", 1, 2), values_are(lambda ran: {forward.threads for forward in ran.seen}, {1}, {2})]),
     "train.timeout": Effect([1, 2], [says("within 1 s (train.timeout)", "within 2 s (train.timeout)", code=1)],
