@@ -200,6 +200,15 @@ def test_dropouts_masks_differ_by_position_epoch_and_seed_alone(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(runs[1], augmented, strict=True))
 
 
+def test_after_a_resume_dropout_has_the_masks_of_the_whole_run(tmp_path):
+    """In the midst of an epoch, and in the next: nothing depends on what was drawn before in the process."""
+    whole = masks(tmp_path, **{"name": "whole", "checkpoint.every": "3step", "checkpoint.keep": 9})
+    [checkpoint] = (tmp_path / "whole" / "checkpoints").glob("step-*3.pt")
+    rest = masks(tmp_path, **{"name": "rest", "checkpoint.resume": str(checkpoint)})
+    assert (len(whole), len(rest)) == (24, 15)
+    assert all(np.array_equal(a, b) for a, b in zip(whole[9:], rest, strict=True))
+
+
 def test_the_step_uses_the_masked_features_and_the_evaluation_all(tmp_path):
     _, labels = by_hand.raw()
     result, seen = by_hand.train(tmp_path, {"model.args": {"drop": DROP}})
