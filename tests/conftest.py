@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import NET, two_hosts  # noqa: F401
-from tests.leaks import no_leaks_of_a_file, no_leaks_of_a_test  # noqa: F401
-from tests.needs import require  # noqa: F401
-from tests.ranks import TIMEOUT, Outcome, clean_environment, free_port, run_ranks, run_torchrun  # noqa: F401
-from tests.records import events, metrics  # noqa: F401
+from tests.hosts import two_hosts
+from tests.leaks import no_leaks_of_a_file, no_leaks_of_a_test  # noqa: F401 - fixtures of all tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

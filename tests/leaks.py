@@ -1,4 +1,4 @@
-"""Fixtures that fail a test for what it leaves behind, and one that fails it for starting a process.
+"""Fixtures that fail a test for what it leaves behind, and, for tests/unit, one that fails it for starting a process.
 
 Each test is looked at by itself, and each file as a whole, which includes its fixtures of module scope. What is found
 is also put right, so that one leak fails one test. What a training in this process sets by design, as its config says
@@ -7,6 +7,7 @@ is also put right, so that one leak fails one test. What a training in this proc
 
 import multiprocessing.process
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -171,3 +172,19 @@ def no_process_can_start() -> Iterator[list[str]]:
         for owner, name in STARTERS:
             patch.setattr(owner, name, refusing(owner, name))
         yield attempts
+
+
+@pytest.fixture(autouse=True, scope="package")
+def process_attempts() -> Iterator[list[str]]:
+    platform.platform()  # asks `uname` once in a process, and keeps the answer; a training records it
+    with no_process_can_start() as attempts:
+        yield attempts
+
+
+@pytest.fixture(autouse=True)
+def no_process_of_a_test(process_attempts: list[str]) -> Iterator[None]:
+    """Also where the failure was caught on its way."""
+    already = len(process_attempts)
+    yield
+    new = process_attempts[already:]
+    assert not new, f"started a process; tests/integration is for it: {new}"

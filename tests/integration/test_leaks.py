@@ -82,10 +82,7 @@ def sets():
 def test_first(): pass
 def test_last(): pass
 """
-NO_PROCESS_CONFTEST = """
-import pytest
-from tests.unit.conftest import _attempts, _no_process
-"""
+NO_PROCESS_CONFTEST = "from tests.leaks import no_process_of_a_test, process_attempts"
 PROCESSES = """
 import multiprocessing, os, subprocess, sys, warnings
 import pytest, torch
