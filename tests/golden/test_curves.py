@@ -1,0 +1,60 @@
+"""Each small config does what it did when its golden curve was written: at one rank, and at two and three."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+
+from distcnn.config import DataConfig, EvalConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.models import MODELS
+from tests.golden.curves import FOLDER, NAMES, TOLERANCES, Curve, kept, run
+from tests.ranks import run_ranks
+
+
+def check(name: str, found: Curve) -> None:
+    golden, tolerance = kept(name), TOLERANCES[name]
+    cure = f"{FOLDER.name}/{name}.txt: if this change of numbers is meant, write it anew by `make golden` and say why"
+    assert len(found.losses) == len(found.rates) == len(golden.losses), cure
+    assert found.rates == [pytest.approx(rates, rel=1e-6) for rates in golden.rates], cure
+    assert found.losses[0] == pytest.approx(golden.losses[0], rel=tolerance.first), cure
+    assert found.losses == pytest.approx(golden.losses, rel=tolerance.losses), cure
+    assert found.loss == pytest.approx(golden.loss, rel=tolerance.loss), cure
+    assert found.total == golden.total, cure
+    assert found.correct == pytest.approx(golden.correct, abs=tolerance.counts), cure
+    assert found.top5 == pytest.approx(golden.top5, abs=tolerance.counts), cure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_follows_its_golden_curve(name, tmp_path):
+    check(name, run(name, tmp_path))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_follow_the_curve_of_one(ranks, tmp_path):
+    program = ["-m", "tests.golden.curves", "--folder", tmp_path]
+    outcome = run_ranks(["recipe"], ranks, program=program)
+    assert outcome.codes == [0] * ranks, outcome.err
+    check("recipe", Curve.read((tmp_path / "recipe.txt").read_text()))
+
+
+def test_together_they_use_every_option():
+    """A new schedule, optimizer, model or kind of augmentation needs a curve; fp16 needs CUDA."""
+    configs = [yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in NAMES]
+    used = {(section, key, str(value)) for config in configs for section, keys in config.items()
+            if isinstance(keys, dict) for key, value in keys.items()}  # fmt: skip
+    choices = {("model", "name", name) for name in MODELS}
+    for section, schema, keys in (
+        ("schedule", ScheduleConfig, ["name"]), ("optim", OptimConfig, ["name", "lr_scaling"]),
+        ("train", TrainConfig, ["precision", "gradient_sum"]), ("data", DataConfig, ["crop_mode", "loader"]),
+        ("eval", EvalConfig, ["views"]),
+    ):  # fmt: skip
+        hints = get_type_hints(schema)
+        choices |= {(section, key, choice) for key in keys for choice in get_args(hints[key])}
+        defaults = schema()
+        used |= {(section, key, str(getattr(defaults, key))) for key in keys}
+    assert choices - used == {("train", "precision", "fp16")}
+    settings = {(section, key) for section, key, _ in used}
+    wanted = {"data": ["flip", "crop_padding", "cutout", "randaugment", "mixup", "cutmix", "small_sizes"],
+              "train": ["label_smoothing", "ema", "lookahead", "clip_norm", "drop_last"]}  # fmt: skip
+    assert {(section, key) for section, keys in wanted.items() for key in keys} <= settings
+    assert sorted(TOLERANCES) == NAMES
