@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-slurm golden chaos bench packages docs lint clean
+.PHONY: train test test-quick test-slurm golden mutants chaos bench packages docs lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -19,6 +19,10 @@ test: .venv/.lint
 # A part of `make test`, in under a minute: what starts no process, and the golden curves.
 test-quick: .venv/.lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/golden
+
+# One planted fault at a time, each to be found by the quick tests. About half an hour on 2 cores.
+mutants: .venv/.lint
+	$(BIN)/python -m tests.mutants --out docs/mutants.md
 
 # The curves that the tests compare with, anew: after a change of numbers that is meant, and which the commit explains.
 golden: .venv/.lint
