@@ -41,7 +41,7 @@ def nothing_left() -> Iterator[None]:
     while (left := [*_threads(threads), *_processes(processes)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     if problems := [*problems, *left]:
-        for process in set(_children()) - processes:
+        for process in _new_children(processes):
             process.kill()
         pytest.fail("left behind: " + "; ".join(problems), pytrace=False)
 
@@ -87,9 +87,21 @@ def _children() -> list[psutil.Process]:
     return found
 
 
-def _processes(before: set[psutil.Process]) -> list[str]:
+def _new_children(before: set[psutil.Process]) -> list[psutil.Process]:
+    """What a process from before has started since, as a browser of a file's fixture does, is that one's."""
     found = []
     for process in set(_children()) - before:
+        try:
+            if before.isdisjoint(process.parents()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _processes(before: set[psutil.Process]) -> list[str]:
+    found = []
+    for process in _new_children(before):
         try:
             found.append(f"process {process.pid}, {' '.join(process.cmdline())[:200]}")
         except psutil.NoSuchProcess:

@@ -15,7 +15,7 @@ from tests.leaks import no_leaks_of_a_file, no_leaks_of_a_test
 tests.leaks.GRACE_S = 1
 """
 TESTS = """
-import os, subprocess, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 import pytest, torch
 import torch.distributed as dist
 
@@ -25,6 +25,12 @@ kept = []
 @pytest.fixture
 def without():
     os.environ["WITHOUT"] = "here"
+
+@pytest.fixture(scope="module")
+def shell():
+    with subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        yield process
+        os.killpg(process.pid, signal.SIGKILL)
 
 def test_new_variable(): os.environ["LEAK"] = "1"
 def test_other_variable(): os.environ["HOME"] = "/nowhere"
@@ -55,6 +61,10 @@ def test_all_is_as_it_was():
 def test_a_thread_that_is_ending(): threading.Thread(target=time.sleep, args=(0.3,)).start()
 def test_a_daemon_of_somebody_else(): threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
 def test_a_process_that_has_ended(): kept.append(subprocess.Popen(["true"]))
+def test_what_a_process_of_a_file_starts(shell):
+    shell.stdin.write(b"sleep 60 & echo\\n")
+    shell.stdin.flush()
+    assert shell.stdout.readline() == b"\\n"
 def test_a_training_sets_the_threads(): torch.set_num_threads(torch.get_num_threads() + 1)
 """
 LEAKS = {

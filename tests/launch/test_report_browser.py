@@ -46,7 +46,7 @@ def browser():
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_it_draws_answers_and_asks_for_nothing(browser, report, width, scheme):
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # closed with its context
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -79,7 +79,7 @@ def test_it_draws_answers_and_asks_for_nothing(browser, report, width, scheme):
 
 
 def test_the_theme_can_change_while_it_is_looked_at(browser, report):
-    page = browser.new_context(color_scheme="light").new_page()
+    page = browser.new_page(color_scheme="light")
     page.goto(report.as_uri())
     page.wait_for_selector("body[data-drawn]")
     colour = "getComputedStyle(document.querySelector('#plot-lr .lines path')).stroke"
