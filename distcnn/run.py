@@ -16,6 +16,7 @@ from distcnn.data import sources
 from distcnn.data.loader import Preprocess, evaluation_stream
 from distcnn.data.sources import ImageSet, with_classes
 from distcnn.errors import BadInput, DistcnnError, Stopped
+from distcnn.files import whole_file
 from distcnn.history import read_history
 from distcnn.parallel.collectives import on_main
 from distcnn.parallel.engine import autocast
@@ -112,9 +113,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             return on_main(saver.wait, "rank 0 to write the checkpoint") if wait else ""
 
         stop.begin(config.train.timeout)
-        on_main(open_trackers, "rank 0 to open its trackers")
         name, message = ("resumed", _resumed(parts, state)) if parts.saved else ("started", f"{plan.steps} steps")
         known = {"launcher": world.launcher, **environment.described(), "plan": described["plan"]}
+        on_main(open_trackers, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
         try:
             with watch:
@@ -207,7 +208,8 @@ def _trackers(
     config: Config, world: World, parts: Parts, folder: Path, state: TrainState, described: dict[str, Any]
 ) -> Iterator[Tracker]:
     """Rank 0's trackers; the run's files come into being here."""
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    with whole_file(folder / "config.yaml") as partial:
+        partial.write_text(to_yaml(config), encoding="utf-8")
     yield JsonlTracker(folder / "metrics.jsonl", state.step)
     tracking = config.tracking
     if tracking.console:

@@ -6,7 +6,7 @@ and so does the sum of the gradients: the losses are those of the native engine,
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -102,16 +102,15 @@ class AccelerateEngine(Engine):
         from accelerate.utils import DistributedDataParallelKwargs
 
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        # Without it Accelerate sets a number of threads of its own, and warns.
-        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         AcceleratorState._reset_state(reset_partial_state=True)  # one of an earlier training in this process
-        self.accelerator = Accelerator(
-            # Passed explicitly: without it, `accelerate launch --multi_gpu` on a machine without a GPU starts ranks
-            # that each believe they are alone.
-            cpu=self.device.type == "cpu",
-            mixed_precision="no" if self.precision == "fp32" else self.precision.removesuffix("-master"),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        with _threads_said():
+            self.accelerator = Accelerator(
+                # Passed explicitly: without it, `accelerate launch --multi_gpu` on a machine without a GPU starts ranks
+                # that each believe they are alone.
+                cpu=self.device.type == "cpu",
+                mixed_precision="no" if self.precision == "fp32" else self.precision.removesuffix("-master"),
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
         count = self.accelerator.num_processes
         assert count == world, f"Accelerate counts {count} processes, the process group {world}"
         forward: nn.Module = self.accelerator.prepare_model(self.computed)
@@ -137,6 +136,18 @@ class AccelerateEngine(Engine):
     def update(self) -> None:
         """Accelerate's optimizer steps and updates the scale."""
         self.prepared.step()
+
+
+@contextmanager
+def _threads_said() -> Iterator[None]:
+    """Within, OMP_NUM_THREADS is set: without it Accelerate sets a number of threads of its own, and warns."""
+    said = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = said or str(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        if said is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def distributed_part(model: nn.Module) -> DistributedDataParallel | None:
