@@ -11,7 +11,7 @@ from torch import nn
 
 from distcnn import environment
 from distcnn.build import Parts, check_alike, make_engine, make_loader, prepare
-from distcnn.config import Config
+from distcnn.config import Config, OptimConfig
 from distcnn.data import sources
 from distcnn.data.loader import Preprocess, evaluation_stream
 from distcnn.data.sources import ImageSet, with_classes
@@ -42,6 +42,7 @@ from distcnn.training.checkpoint import Checkpoints, step_of
 from distcnn.training.evaluate import Evaluation, evaluate
 from distcnn.training.folder import make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
+from distcnn.training.optim import regrouped
 from distcnn.training.plan import Plan
 from distcnn.training.predictions import save_predictions
 from distcnn.training.saver import Saver
@@ -77,8 +78,10 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         state = TrainState()
         if parts.saved:
             try:
-                engine.load_state_dict(parts.saved)
-            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+                before = OptimConfig(**parts.saved["config"]["optim"])
+                optimizer = regrouped(parts.saved["optimizer"], model, before, config.optim)
+                engine.load_state_dict(parts.saved | {"optimizer": optimizer})
+            except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                 raise BadInput(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
             state = TrainState(**parts.saved["state"])
         averages = Averages(model, config.train)

@@ -53,3 +53,23 @@ def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> Optimize
         return SGD(groups, lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     make = Adam if config.name == "adam" else AdamW
     return make(groups, lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def regrouped(state: dict[str, Any], model: nn.Module, before: OptimConfig, now: OptimConfig) -> dict[str, Any]:
+    """An optimizer's state_dict that was saved under `before`, as the optimizer of `now` takes it.
+
+    It knows parameters by their places in the groups, and another weight decay, or a rate of its own for the head, may
+    make other groups. The groups' options are those of `before` still.
+    """
+    old, new = parameter_groups(model, before), parameter_groups(model, now)
+    place = {p: i for i, p in enumerate(p for group in old for p in group["params"])}
+    options = {key: value for key, value in state["param_groups"][0].items() if key != "params"}
+    found: dict[str, Any] = {"state": {}, "param_groups": []}
+    count = 0
+    for group in new:
+        places = range(count, count + len(group["params"]))
+        found["param_groups"].append(options | {"params": list(places)})
+        kept = {i: place[p] for i, p in zip(places, group["params"], strict=True) if place[p] in state["state"]}
+        found["state"] |= {i: state["state"][was] for i, was in kept.items()}
+        count += len(places)
+    return found

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from distcnn.config import OptimConfig
 from distcnn.models import build_model
 from distcnn.training.optim import make_optimizer, parameter_groups
+from tests import by_hand
 
 
 def test_weights_decay_and_one_dimensional_parameters_do_not():
@@ -55,3 +57,18 @@ def test_the_configured_optimizer_with_the_configured_numbers(name, kind, refere
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(models[0].weight, models[1].weight)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_resume_with_other_groups_gives_each_parameter_its_own_state(name, tmp_path):
+    """A decay of 1e-30 changes no number, but what is 1-d gets a group of its own."""
+    settings = {"optim.name": name, "optim.lr": 0.01, "optim.momentum": 0.9, "optim.nesterov": True}
+    settings |= {"train.duration": "4step", "checkpoint.every": "2step", "checkpoint.keep": 9}
+    whole, _ = by_hand.train(tmp_path, settings | {"name": "whole"})
+    changed = {"optim.weight_decay": 1e-30, "checkpoint.allow_changes": ["optim.weight_decay"]}
+    changed |= {"checkpoint.resume": str(whole.folder / "checkpoints" / "step-00000002.pt"), "name": "changed"}
+    rest, _ = by_hand.train(tmp_path, settings | changed)
+    first, second = (load_file(result.folder / "model.safetensors") for result in (whole, rest))
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    state = torch.load(rest.folder / "checkpoints" / "step-00000004.pt", weights_only=True)["optimizer"]
+    assert len(state["param_groups"]) == 2 + (name == "muon")
