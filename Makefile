@@ -18,7 +18,7 @@ test: .venv/.lint
 
 # A part of `make test`, in under a minute: what starts no process, and the golden curves.
 test-quick: .venv/.lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/golden
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' tests/unit tests/golden
 
 # One planted fault at a time, each to be found by the quick tests. About half an hour on 2 cores.
 mutants: .venv/.lint

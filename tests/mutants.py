@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("distcnn", "tests", "configs", "docs", "launch", "slurm", "benchmarks", "pyproject.toml", "README.md")
-QUICK = ("tests/golden", "tests/unit")
+QUICK = ("-m", "not slow", "tests/golden", "tests/unit")  # those of `make test-quick`
 LIMIT_S = 900  # of one run of the quick tests: a fault may make them hang
 
 

@@ -29,7 +29,7 @@ def test_a_run_follows_its_golden_curve(name, tmp_path):
     check(name, run(name, tmp_path))
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_ranks_follow_the_curve_of_one(ranks, tmp_path):
     program = ["-m", "tests.golden.curves", "--folder", tmp_path]
     outcome = run_ranks(["recipe"], ranks, program=program)
