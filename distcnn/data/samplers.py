@@ -54,7 +54,7 @@ class MicroBatchSampler(DistributedSampler[int]):
         self.first_step = first_step
 
     def order(self) -> Tensor:
-        """The epoch's order: [size] int64 indices, equal on all ranks; no other (seed, epoch) has the same.
+        """The epoch's order: [size] int64 indices, equal on all ranks; each (seed, epoch) draws its own.
 
         Seeds and epochs are hashed together: by their sum, as DistributedSampler has it, epoch 1 of seed 0 would be
         epoch 0 of seed 1. NumPy never changes what a RandomState draws, so a resume under a later release finds the

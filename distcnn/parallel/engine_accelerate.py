@@ -146,8 +146,9 @@ def _threads_said() -> Iterator[None]:
     try:
         yield
     finally:
-        if said is None:
-            del os.environ["OMP_NUM_THREADS"]
+        del os.environ["OMP_NUM_THREADS"]
+        if said is not None:
+            os.environ["OMP_NUM_THREADS"] = said
 
 
 def distributed_part(model: nn.Module) -> DistributedDataParallel | None:

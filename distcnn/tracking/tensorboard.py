@@ -11,6 +11,8 @@ from distcnn.conflicts import Problem
 from distcnn.records import Record
 from distcnn.tracking.threaded import End
 
+_OWN = ".distcnn"  # how the names of event files end
+
 
 def problems(config: TrackingConfig) -> list[Problem]:
     """What is wrong with the request."""
@@ -28,9 +30,11 @@ class TensorBoardRun:
     def __init__(self, folder: Path, config: dict[str, Any], start_step: int):
         from torch.utils.tensorboard import SummaryWriter  # late: it takes a second
 
-        self.older = [*(folder / "tensorboard").glob("events.out.tfevents.*")]
+        logs = folder / "tensorboard"
+        self.older = [*logs.glob(f"events.out.tfevents.*{_OWN}")]  # not what a user's own writer has put there
         # A TensorBoard that is showing the older ones forgets all of their steps at this mark.
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=0 if self.older else None)
+        purge = 0 if self.older else None
+        self.writer: Any = SummaryWriter(str(logs), purge_step=purge, filename_suffix=_OWN)
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", start_step)
         self.step = start_step
 

@@ -65,21 +65,20 @@ def numbers(record: Record) -> dict[str, float]:
     No name is the beginning of another up to a slash: to some libraries that is a folder.
     """
     if record["kind"] == "train":
-        keys = [key for key in ("loss", "lr", "images_per_s", "rank_spread") if key in record]
-        values = {f"train/{key}": record[key] for key in keys}
+        values = {f"train/{key}": record.get(key) for key in ("loss", "lr", "images_per_s", "rank_spread")}
     elif record["kind"] == "eval":
-        values = {f"test/{key}": record[key] for key in ("loss", "accuracy", "top5_accuracy")}
-        values |= {f"test/class_accuracy/{name}": value for name, value in record["per_class"].items()}
+        values = {f"test/{key}": record.get(key) for key in ("loss", "accuracy", "top5_accuracy")}
+        values |= {f"test/class_accuracy/{name}": value for name, value in record.get("per_class", {}).items()}
     else:
         return {}
-    return {key: value for key, value in (values | {"epoch": record["epoch"]}).items() if value is not None}
+    return {key: value for key, value in (values | {"epoch": record.get("epoch")}).items() if value is not None}
 
 
 class ThreadedTracker:
     """A Tracker of one library. If it raises or blocks, that costs a warning, and `timeout` seconds at the end.
 
     Continuing from `start_step`, the library is first given what it lacks of the steps until then, from the run's
-    metrics.jsonl, which holds no later ones.
+    metrics.jsonl.
     """
 
     def __init__(self, name: str, folder: Path, begin: Callable[[], Backend], timeout: float, start_step: int = 0):
@@ -129,8 +128,12 @@ class ThreadedTracker:
             self._warn(f"{self.name} failed ({type(error).__name__}: {error})")
 
     def _before(self) -> Iterator[tuple[int, dict[str, float]]]:
-        if self.start_step:
-            for record in read_history(self.folder).records:
-                # The run has gone on meanwhile: its later records come through the inbox.
-                if record["step"] <= self.start_step and (values := numbers(record)):
-                    yield record["step"], values
+        if not self.start_step:
+            return
+        run = read_history(self.folder)
+        if run.updated is None:
+            raise OSError("; ".join(run.damage))
+        for record in run.records:
+            # The run has gone on meanwhile: its later records come through the inbox.
+            if record["step"] <= self.start_step and (values := numbers(record)):
+                yield record["step"], values

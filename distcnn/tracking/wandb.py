@@ -74,6 +74,7 @@ class WandbRun:
         for step, values in history:
             if step >= self.run.starting_step:
                 self.log(values, step)
+            self.step = step
 
     def log(self, values: dict[str, float], step: int) -> None:
         """One row of the history; rows of one step are merged by W&B."""

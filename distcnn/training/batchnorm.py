@@ -48,8 +48,9 @@ class RunningStatistics:
         """Start a step."""
         if self.layers:
             torch._foreach_copy_(self.before, self.current)
-            torch._foreach_copy_(self.counts_before, self.counts)
             self.total.zero_()
+        if self.counts:
+            torch._foreach_copy_(self.counts_before, self.counts)
 
     @torch.no_grad()
     def add(self, share: float) -> None:
@@ -65,7 +66,8 @@ class RunningStatistics:
         mean = sum_ranks(self.total).to(self.current[0].dtype)
         torch._foreach_lerp_(self.before, torch.split(mean, self.sizes), self.momenta)
         torch._foreach_copy_(self.current, self.before)
-        torch._foreach_copy_(self.counts, torch._foreach_add(self.counts_before, 1))
+        if self.counts:  # of a layer that is frozen, as a user's model may keep it, nothing was counted
+            torch._foreach_minimum_(self.counts, torch._foreach_add(self.counts_before, 1))
         self.begin()
 
     def close(self) -> None:

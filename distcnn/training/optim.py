@@ -59,7 +59,7 @@ def regrouped(state: dict[str, Any], model: nn.Module, before: OptimConfig, now:
     """An optimizer's state_dict that was saved under `before`, as the optimizer of `now` takes it.
 
     It knows parameters by their places in the groups, and another weight decay, or a rate of its own for the head, may
-    make other groups. The groups' options are those of `before` still.
+    make other groups. Their options are to be set: here they are those of the first old group.
     """
     old, new = parameter_groups(model, before), parameter_groups(model, now)
     place = {p: i for i, p in enumerate(p for group in old for p in group["params"])}

@@ -45,16 +45,20 @@ def test_exchanges_under_way_do_not_change_the_exit_code(tmp_path, inside, after
         assert "terminate called" not in outcome.err
 
 
-def test_exit_handlers_run_and_threads_are_waited_for_at_the_end_of_a_command(tmp_path):
+def test_a_command_ends_as_the_interpreter_would(tmp_path):
+    """Exit handlers run, threads are waited for, and what a user's own module has not flushed is written."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import atexit, concurrent.futures, threading, time\n"
+        "import atexit, concurrent.futures, sys, threading, time\n"
         "from distcnn.parallel.ending import end_process\n"
         "atexit.register(print, 'handler')\n"
         "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
         "pool = concurrent.futures.ThreadPoolExecutor(1)\n"  # its thread ends when the interpreter asks it to
         "pool.submit(print, 'pool')\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "file.write('text')\n"
         "end_process(5)\n"
     )
-    outcome = run_ranks([], program=[script], PYTHONPATH=".")
+    outcome = run_ranks([tmp_path / "file"], program=[script], PYTHONPATH=".")
+    assert (tmp_path / "file").read_text() == "text"
     assert (outcome.codes, sorted(outcome.out.split())) == ([5], ["handler", "pool", "thread"]), outcome.err

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.offline_wandb import read_offline, read_run, scan
-from tests.ranks import clean_environment, run_ranks
-from tests.records import metrics
+from tests.ranks import clean_environment, run_ranks, start
+from tests.records import metrics, steps
 
 ALL = ["--tracking.wandb", "offline", "--tracking.tensorboard", "true", "--tracking.trackio", "true"]
 
@@ -81,13 +80,9 @@ def test_after_a_kill_and_a_resume_there_is_one_run_without_seams(synthetic, tmp
     arguments = ["train", synthetic, *ALL, "--checkpoint.resume", "auto", "--train.duration", "150ep", "--eval.every", "75ep",
                  "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.synthetic_train", "40",
                  "--train.batch_size", "40", "--train.threads", "1"]  # fmt: skip
-    command = [sys.executable, "-m", "distcnn", *map(str, arguments)]
-    environment = clean_environment() | {"TRACKIO_DIR": str(data)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (folder / "metrics.jsonl").exists() or len(metrics(folder, "train")) < 50:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with start(arguments, TRACKIO_DIR=str(data)) as ranks:
+        ranks.until(lambda: steps(folder) >= 50)
+        ranks[0].kill()
     outcome = run_ranks(arguments, TRACKIO_DIR=str(data))
     assert outcome.codes == [0], outcome.err
     wanted = {key: value for key, value in in_jsonl(folder).items() if not key[1].endswith("images_per_s")}

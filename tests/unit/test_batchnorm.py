@@ -84,6 +84,28 @@ def test_steps_are_counted_not_forwards():
     assert [m.num_batches_tracked.item() for m in model if isinstance(m, nn.BatchNorm2d)] == [12, 12]
 
 
+def test_a_frozen_layer_counts_nothing():
+    """A user's model may keep a layer in evaluation mode."""
+    model = network()
+    model[1].eval()
+    running = RunningStatistics(model, micro_batches_per_step=2)
+    for _ in range(3):
+        for _ in range(2):
+            model(images(6, 0))
+            running.add(0.5)
+        running.end()
+    assert [model[1].num_batches_tracked, model[3].num_batches_tracked] == [0, 3]
+
+
+def test_a_layer_without_a_count_is_fine():
+    model = network()
+    model[1].num_batches_tracked = model[3].num_batches_tracked = None
+    running = RunningStatistics(model, micro_batches_per_step=2)
+    model(images(6, 0))
+    running.add(1.0)
+    running.end()
+
+
 def test_a_stand_in_counts_for_nothing():
     model, other = network(), network()
     for one, stand_in in ((model, False), (other, True)):
