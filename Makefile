@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-slurm golden mutants chaos bench packages docs lint clean
+.PHONY: train test test-quick test-slurm golden mutants ends chaos bench packages docs lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -23,6 +23,10 @@ test-quick: .venv/.lint
 # One planted fault at a time, each to be found by the quick tests. About half an hour on 2 cores.
 mutants: .venv/.lint
 	$(BIN)/python -m tests.mutants --out docs/mutants.md
+
+# 200 ends of every command on 2 ranks, beside busy cores. About 40 minutes on 2 cores.
+ends: .venv/.lint
+	$(BIN)/python -m tests.ends --n 200
 
 # The curves that the tests compare with, anew: after a change of numbers that is meant, and which the commit explains.
 golden: .venv/.lint

@@ -1,4 +1,4 @@
-"""How every command ends on several ranks: `python -m tests.ends --n 200`.
+"""How every command ends on several ranks, hundreds of times: `make ends`.
 
 Each end is that of a real process: the ranks are forked from one that has imported PyTorch already, which saves ten
 seconds a process, and end as `python -m distcnn …` does, or as the interpreter does for a Python program. Beside them
@@ -22,6 +22,8 @@ from PIL import Image
 import distcnn
 from distcnn.__main__ import program
 from tests.ranks import bare
+
+LIMIT_S = 300  # of one end: what takes longer hangs
 
 CONFIG = """
 output_dir: {folder}/runs
@@ -75,7 +77,19 @@ def end(ranks: int, work: Callable[[], object], log: Path) -> list[int]:
         os.dup2(file, 2)
         work()  # does not come back, but by SystemExit
         os._exit(99)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    deadline = time.monotonic() + LIMIT_S
+    return [ended(child, deadline) for child in children]
+
+
+def ended(child: int, deadline: float) -> int:
+    """The exit code of a process, or minus the number of the signal that ended it; of one that hangs, SIGKILL's."""
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main() -> int:

@@ -62,3 +62,11 @@ def test_a_command_ends_as_the_interpreter_would(tmp_path):
     outcome = run_ranks([tmp_path / "file"], program=[script], PYTHONPATH=".")
     assert (tmp_path / "file").read_text() == "text"
     assert (outcome.codes, sorted(outcome.out.split())) == ([5], ["handler", "pool", "thread"]), outcome.err
+
+
+@pytest.mark.slow
+def test_every_command_ends_in_order_on_three_ranks():
+    """A few times; `make ends` does it some hundred times."""
+    outcome = run_ranks(["--n", "2", "--ranks", "3", "--busy", "1"], program=["-m", "tests.ends"])
+    assert outcome.codes == [0], outcome.out + outcome.err
+    assert outcome.out.count("6 with exit code") == 6
