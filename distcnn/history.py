@@ -144,11 +144,16 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: YAML has dates, bytes, sets, keys that are no texts, and numbers that are none."""
+    """As JSON can hold it: YAML has dates, bytes, sets, keys that are no texts, and numbers that are none.
+
+    Raises ValueError for an integer beyond 64 bits: Python refuses to print one of more than 4,300 digits.
+    """
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(_plain(key)): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(one) for one in value]
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("holds an integer of 2^63 or more")
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)

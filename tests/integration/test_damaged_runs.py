@@ -8,7 +8,7 @@ import pytest
 
 from tests.needs import require
 from tests.ranks import run_ranks
-from tests.unit.test_history import make
+from tests.written_runs import make
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 

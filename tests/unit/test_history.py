@@ -22,41 +22,7 @@ from distcnn.report.page import page
 from distcnn.tools import runs
 from distcnn.tools.card import card
 from distcnn.training.folder import make_folder
-
-PLAN = {"steps": 3, "world_size": 1, "device": "cpu", "parameters": 70}
-START = {
-    "kind": "event",
-    "event": "started",
-    "step": 0,
-    "message": "3 steps",
-    "time": 1e9,
-    "environment": {"plan": PLAN},
-}
-TRAIN = {"kind": "train", "step": 1, "epoch": 1, "loss": 2.5, "lr": 0.1, "images_per_s": 10.0}
-EVAL = {
-    "kind": "eval", "split": "test", "step": 3, "epoch": 1, "correct": 3, "total": 4, "accuracy": 0.75, "loss": 1.5,
-    "per_class": {"cat": 0.5, "dog": 1.0}, "confusion": [[1, 1], [0, 2]],
-}  # fmt: skip
-DONE = {"kind": "event", "event": "done", "step": 3, "message": "75.00%", "time": 1e9 + 5}
-RECORDS = [START, *({**TRAIN, "step": step} for step in (1, 2, 3)), EVAL, DONE]
-CONFIG = "name: x\nseed: 7\noptim: {lr: 0.5}\n"
-
-
-def lines(records):
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def make(folder, records=RECORDS, config=CONFIG):
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text(lines(records))
-    (folder / "config.yaml").write_text(config)
-    return folder
-
-
-def replaced(path, by):
-    path.unlink()
-    by(path)
-
+from tests.written_runs import CONFIG, DONE, EVAL, RECORDS, START, TRAIN, lines, make, replaced
 
 DAMAGED_CONFIGS = {
     "bad syntax": (lambda path: path.write_text("x: ["), "not readable as YAML"),
@@ -69,6 +35,9 @@ DAMAGED_CONFIGS = {
     "huge": (lambda path: path.write_text(f"a: [{'1, ' * 999_999}1]"), "larger than 128 kB"),
     "tag": (lambda path: path.write_text("seed: !!bool perhaps\n"), "does not fit its tag"),
     "section": (lambda path: path.write_text("train: 5\n"), "train should be a section"),
+    "too long to print": (lambda path: path.write_text(f"seed: 0x{'f' * 6000}\n"), "an integer of 2^63 or more"),
+    "negative": (lambda path: path.write_text(f"model: {{args: {{x: [{-(2**63)}]}}}}\n"), "an integer of 2^63 or more"),
+    "key": (lambda path: path.write_text(f"model: {{args: {{? 0x{'f' * 6000} : 1}}}}\n"), "an integer of 2^63 or more"),
     "absent": (lambda path: path.unlink(), "No such file"),
     "link to nothing": (lambda path: replaced(path, lambda p: p.symlink_to("gone")), "No such file"),
     "link to itself": (lambda path: replaced(path, lambda p: p.symlink_to(p.name)), "symbolic links"),
@@ -163,6 +132,12 @@ def test_settings_that_json_cannot_hold_are_shown_as_texts(tmp_path, capsys):
     found = rows(capsys, tmp_path, "--show", "seed", "optim.lr", "model.args")["run"]
     assert (found["seed"], found["optim.lr"]) == ("2020-01-31", "inf")
     assert found["model.args"] == {"1": ["a"], "b": "b'hi'"}
+
+
+def test_the_largest_integers_are_shown_as_they_are(tmp_path, capsys):
+    make(tmp_path / "run", config=f"seed: {2**63 - 1}\noptim: {{lr: {1 - 2**63}}}\n")
+    found = rows(capsys, tmp_path, "--show", "seed", "optim.lr")["run"]
+    assert (found["seed"], found["optim.lr"]) == (2**63 - 1, 1 - 2**63)
 
 
 def test_what_where_cannot_judge_is_named(tmp_path, capsys):
