@@ -21,6 +21,8 @@ from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.config import Config
+    from distcnn.history import History
+    from distcnn.records import Record
 
 EPILOG = """examples:
   distcnn trials configs/digits.yaml -n 5
@@ -135,7 +137,9 @@ def _left(trials: Sequence[Trial], configs: Mapping[Path, "Config"]) -> list[Tri
 
 
 def _is_done(trial: Trial, config: "Config") -> bool:
-    """Whether its run has ended as it was to. Raises BadInput where that name holds another run, or a damaged one."""
+    """Whether its run has ended as it was to. Raises BadInput where that name holds another run, or one that cannot
+    be read. Of a log with damaged lines the others count: to go on from its checkpoint takes no more.
+    """
     from distcnn.history import read_history
     from distcnn.parse import to_dict
     from distcnn.training.folder import HARMLESS, differences
@@ -144,7 +148,7 @@ def _is_done(trial: Trial, config: "Config") -> bool:
         run = read_history(trial.folder)
     except BadInput:  # nothing yet
         return False
-    if run.damage:
+    if run.damage and (run.state == "unreadable" or not run.settings):
         raise BadInput(f"{trial.folder}: {'; '.join(run.damage)}; give another --name, or remove it")
     wanted = to_dict(replace(config, name=trial.name, seed=trial.seed))
     changed = [
@@ -158,7 +162,13 @@ def _is_done(trial: Trial, config: "Config") -> bool:
             + "; give another --name, or remove it"
         )
     longer = run.settings.get("train", {}).get("duration") != config.train.duration
-    return run.state == "done" and not longer
+    done = run.state == "done" and not longer
+    if done and _last_evaluation(run) is None:  # to go on from its end would not log it again
+        lost = f"metrics.jsonl: no evaluation of the last step, {run.step}"
+        raise BadInput(f"{trial.folder}: {'; '.join((*run.damage, lost))}; give another --name, or remove it")
+    for damage in run.damage:
+        print(f"warning: {trial.folder}: {damage}", file=sys.stderr)
+    return done
 
 
 def _run_all(trials: Sequence[Trial], overrides: list[str], config: "Config", parallel: int | None) -> list[str]:
@@ -260,17 +270,20 @@ def _log(trial: Trial) -> Path:
 
 
 def _result(trial: Trial) -> dict[str, Any] | None:
-    """The last evaluation of a run that is done."""
+    """The evaluation of the last step of a run that is done."""
     from distcnn.history import read_history
 
     try:
         run = read_history(trial.folder)
     except BadInput:
         return None
-    if run.state != "done" or not run.evaluations:
-        return None
-    last = run.evaluations[-1]
-    return {key: last.get(key) for key in ("accuracy", "correct", "total", "loss", "step")}
+    last = _last_evaluation(run) if run.state == "done" else None
+    return last and {key: last.get(key) for key in ("accuracy", "correct", "total", "loss", "step")}
+
+
+def _last_evaluation(run: "History") -> "Record | None":
+    """That of the run's last step; None where the log has none, such as with that line damaged."""
+    return next((record for record in reversed(run.evaluations) if record["step"] == run.step), None)
 
 
 def _submit(paths: Sequence[Path], options: argparse.Namespace, rest: list[str]) -> None:

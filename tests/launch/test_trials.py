@@ -95,6 +95,47 @@ def test_a_failing_trial_does_not_hide_the_others(configs, tmp_path):
     assert "slow-seed1.log" in outcome.err
 
 
+def test_a_trial_whose_log_has_damaged_lines_is_what_its_whole_lines_say(configs, tmp_path):
+    arguments = ["trials", configs[0], "-n", "1", "--json"]
+    first = run_ranks(arguments)
+    assert first.codes == [0], first.err
+    found = json.loads(first.out.splitlines()[-1])
+    run = tmp_path / "runs" / "slow-seed0"
+    log = run / "metrics.jsonl"
+    whole = log.read_bytes().splitlines(keepends=True)
+    kinds = [json.loads(line)["kind"] for line in whole]
+    train, last_eval = kinds.index("train"), len(kinds) - 1 - kinds[::-1].index("eval")
+    assert json.loads(whole[-1])["event"] == "done"
+    warning = f"warning: {run}: metrics.jsonl: 1 damaged line left out"
+
+    def without(line):
+        log.write_bytes(b"".join([*whole[:line], bytes(70), b"\n", *whole[line + 1 :]]))
+        return log.read_bytes()
+
+    # Done is done, without a line of a training step: nothing is trained.
+    written = without(train)
+    outcome = run_ranks(arguments)
+    assert outcome.codes == [0], outcome.err
+    assert warning in outcome.err
+    assert json.loads(outcome.out.splitlines()[-1]) == found
+    assert log.read_bytes() == written
+
+    # Without the evaluation that counts, an earlier one does not stand for it.
+    written = without(last_eval)
+    outcome = run_ranks(arguments)
+    assert outcome.codes == [2]
+    assert "slow-seed0: metrics.jsonl: 1 damaged line left out; metrics.jsonl: no evaluation of the last" in outcome.err
+    assert log.read_bytes() == written
+
+    # Without its end, the run goes on from its last checkpoint, which leaves the damaged line out.
+    without(len(whole) - 1)
+    outcome = run_ranks(arguments)
+    assert outcome.codes == [0], outcome.err
+    assert warning in outcome.err
+    assert json.loads(outcome.out.splitlines()[-1]) == found
+    assert [line["event"] for line in metrics(run, "event")][-2:] == ["resumed", "done"]
+
+
 def test_bad_requests_are_refused_before_anything_runs(configs, tmp_path):
     outcome = run_ranks(["trials", configs[0], "-n", "0", "--parallel", "0"])
     assert outcome.codes == [2]
