@@ -1,10 +1,11 @@
-"""What a run says of its pace: the slowest rank, and whether a scheduler's grace is too short for a step and its save."""
+"""What a run records: the slowest rank, too short a grace, the best evaluation, epochs, and a loss that is not finite."""
 
 import time
 
 import pytest
 import torch
 
+from distcnn.errors import NonFiniteLoss
 from distcnn.training import loop
 from tests import by_hand
 from tests.records import metrics
@@ -43,3 +44,32 @@ def test_a_grace_that_is_shorter_than_a_step_and_its_save_is_reported_once(tmp_p
     assert len(said) == warned
     if warned:
         assert "the scheduler ends the job 1 s after its signal" in said[0]
+
+
+def test_the_best_evaluation_is_the_first_of_the_highest_accuracy(tmp_path):
+    settings = {"eval.every": "1step", "train.duration": "12step", "optim.lr": 2.0}
+    result, _ = by_hand.train(tmp_path, settings)
+    accuracies = [line["accuracy"] for line in metrics(result.folder, "eval")]
+    assert len(accuracies) == 12
+    assert len(set(accuracies)) > 2
+    best = accuracies.index(max(accuracies)) + 1
+    assert (result.state.best_accuracy, result.state.best_step) == (max(accuracies), best)
+    saved = torch.load(result.folder / "checkpoints" / "best.pt", weights_only=True)["state"]
+    assert (saved["step"], saved["best_step"]) == (best, best)
+
+
+def test_records_bear_the_epoch_that_they_belong_to(tmp_path):
+    """An epoch is two steps here."""
+    result, _ = by_hand.train(tmp_path, {"eval.every": "1step"})
+    for kind in ("train", "eval"):
+        found = [(line["step"], line["epoch"]) for line in metrics(result.folder, kind)]
+        assert found == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="at step 2 "):
+        by_hand.train(tmp_path, {"optim.lr": 1e38, "tracking.log_every": 1})
+    (folder,) = (path.parent for path in tmp_path.glob("*/metrics.jsonl"))
+    assert [line["step"] for line in metrics(folder, "train")] == [1]
+    assert [line["step"] for line in metrics(folder, "event") if line["event"] == "non_finite_loss"] == [2]
+    assert not [*folder.glob("checkpoints/*.pt")]
