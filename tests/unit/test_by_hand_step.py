@@ -143,3 +143,14 @@ def test_without_an_average_the_last_weights_are_evaluated_and_exported(tmp_path
     last = in_numpy(seen.steps[-1].after)
     assert_equal(load_file(result.folder / "model.safetensors"), last)
     assert_equal(in_numpy(seen.evaluated[-1][0]), last)
+
+
+@pytest.mark.parametrize("settings", [{"train.ema": 0.8}, {"train.lookahead": 3}], ids=["ema", "lookahead"])
+def test_after_a_resume_the_average_goes_on_where_it_stood(tmp_path, settings):
+    settings = settings | {"checkpoint.every": "2step", "checkpoint.keep": 9}
+    whole, _ = by_hand.train(tmp_path, settings | {"name": "whole"})
+    checkpoint = whole.folder / "checkpoints" / "step-00000002.pt"
+    rest, _ = by_hand.train(tmp_path, settings | {"name": "rest", "checkpoint.resume": str(checkpoint)})
+    first, second = (load_file(result.folder / "model.safetensors") for result in (whole, rest))
+    assert all(np.array_equal(array, second[name]) for name, array in first.items())
+    assert metrics(whole.folder, "eval")[-1]["loss"] == metrics(rest.folder, "eval")[-1]["loss"]
