@@ -24,7 +24,7 @@ test-quick: .venv/.lint
 mutants: .venv/.lint
 	$(BIN)/python -m tests.mutants --out docs/mutants.md
 
-# 200 ends of every command on 2 ranks, beside busy cores. About 40 minutes on 2 cores.
+# 200 ends of every command on 2 ranks, beside busy cores. An hour or more on 2 cores.
 ends: .venv/.lint
 	$(BIN)/python -m tests.ends --n 200
 
