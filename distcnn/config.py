@@ -199,9 +199,15 @@ class TrainConfig:
     lookahead_rate: Float = Field(default=0.5, gt=0, le=1, description="Lookahead: the slow weights' rate")
     clip_norm: Float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    backend: Literal["auto", "nccl", "gloo"] = Field(
+        default="auto",
+        description="what ranks exchange over; auto: nccl between GPUs, else gloo; gloo lets several ranks share a GPU",
+    )
     tf32: bool = Field(default=False, description="CUDA: fp32 products with 10-bit mantissas, several times as fast")
-    deterministic: bool = Field(
-        default=True, description="CUDA: cuDNN's deterministic algorithms; false: its fastest, found by trying"
+    deterministic: bool | Literal["strict"] = Field(
+        default=True,
+        description="true: cuDNN's and the compiler's deterministic algorithms; strict: those of all of PyTorch, which "
+        "refuses operations that have none; false: the fastest, found by trying",
     )
     threads: Int | None = Field(
         default=None, ge=1, description="CPU threads a rank; default: cores / ranks on this node"

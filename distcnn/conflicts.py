@@ -66,6 +66,8 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("optim.nesterov", "optim.name"), "muon's momentum is Nesterov's"
     if config.optim.name == "muon" and train.precision == "fp16":
         yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
+    if train.backend == "nccl" and train.device == "cpu":
+        yield ("train.backend", "train.device"), "NCCL exchanges between GPUs; use auto or gloo"
     if train.tf32 and train.device == "cpu":
         yield ("train.tf32", "train.device"), "TF32 is a format of CUDA devices"
     if config.optim.fixed_norm and config.optim.name != "muon":

@@ -8,6 +8,13 @@ from collections.abc import Sequence
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line; of NCCL's long message its own last word too, which tells the cause."""
+    text = str(error).strip() or type(error).__name__
+    first, (_, found, cause) = text.splitlines()[0], text.partition("Last error:")
+    return f"{first} ({' '.join(cause.split())})" if found and cause.strip() else first
+
+
 class DistcnnError(Exception):
     """A run that failed for a reason worth one sentence, not a traceback."""
 

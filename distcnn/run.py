@@ -19,6 +19,7 @@ from distcnn.errors import BadInput, DistcnnError, Stopped
 from distcnn.files import whole_file
 from distcnn.history import read_history
 from distcnn.parallel.collectives import on_main
+from distcnn.parallel.device import backend_of
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.signals import StopRequest
@@ -67,7 +68,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     parts, stop = prepare(config, world), stop or StopRequest()
     plan, model = parts.plan, parts.model
     with (
-        process_group(world, cuda=parts.device.type == "cuda", timeout_s=config.train.timeout) as store,
+        process_group(
+            world, device=parts.device, backend=backend_of(config, parts.device), timeout_s=config.train.timeout
+        ) as store,
         ExitStack() as held,
     ):
         step = parts.saved["state"]["step"] if parts.saved else 0
@@ -172,7 +175,8 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     data = with_classes(sources.load(config.data, "test"), trained.classes)
     if data.images.shape[1] != size:
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
-    with process_group(world, cuda=trained.device.type == "cuda", timeout_s=config.train.timeout):
+    backend = backend_of(config, trained.device)
+    with process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout):
         result = _evaluate_on(trained.model, data, config, trained.preprocess(), world)
     return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
 

@@ -1,7 +1,10 @@
-"""The device of this rank, and its share of the cores."""
+"""The device of this rank, its share of the cores, and what the ranks exchange over."""
 
 import os
+import socket
+import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -9,19 +12,49 @@ from distcnn.config import Config
 from distcnn.conflicts import Problem
 from distcnn.parallel.world import World, cores
 
+Backend = Literal["nccl", "gloo"]
+_SHARED_BY_NCCL = (2, 30)  # from this version on two ranks may be on one GPU, where NCCL_MULTI_RANK_GPU_ENABLE is 1
+_CUDA_BY_GLOO = (2, 11)  # before it, gloo forgot the stream of a CUDA tensor: pytorch/pytorch#170812
+
+
+def gpu_index(world: World) -> int:
+    """Which of the GPUs that this process sees is its own. Needs at least one.
+
+    A launcher shows each rank all GPUs of the node, or its own alone (Slurm's --gpu-bind, --gpus-per-task, PBS, Flux,
+    wrappers around mpirun): the local rank modulo their number is right in both cases. Whether two ranks have come to
+    share one is seen at the rendezvous, by `gpu_identity`: no rank can know it by itself.
+    """
+    return world.local_rank % torch.cuda.device_count()
+
+
+def gpu_identity(index: int) -> str:
+    """A name of a visible GPU that no other one has, on any host: the host's and its UUID."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    entry = shown[index].strip() if index < len(shown) else ""
+    # The instances of a GPU that is cut into parts may all bear the UUID of the whole.
+    name = entry if entry.startswith("MIG-") else f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    return f"{name} on {socket.gethostname()}"
+
+
+def may_share_gpus() -> bool:
+    """Whether NCCL lets several ranks use one GPU: its version can, and its own variable says so."""
+    version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1" and version[:2] >= _SHARED_BY_NCCL
+
+
+def backend_of(config: Config, device: torch.device) -> Backend:
+    """What the ranks exchange over: `train.backend`, or where that is auto, what belongs to the device."""
+    if config.train.backend == "auto":
+        return "nccl" if device.type == "cuda" else "gloo"
+    return config.train.backend
+
 
 def device_problems(config: Config, world: World) -> Iterator[Problem]:
     """What the devices at hand cannot do."""
-    wanted, found = config.train.device, torch.cuda.device_count()
-    if wanted == "cuda" and not torch.cuda.is_available():
+    wanted, backend, visible = config.train.device, config.train.backend, torch.cuda.is_available()
+    if wanted == "cuda" and not visible:
         yield ("train.device",), "no CUDA device is visible; use auto or cpu"
-    elif wanted != "cpu" and torch.cuda.is_available() and (1 if world.own_gpu else world.local_size) > found:
-        yield (
-            ("train.device",),
-            f"{world.local_size} ranks on this node see {found} GPU{'s' * (found > 1)} (CUDA_VISIBLE_DEVICES = "
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}): start one rank a GPU",
-        )
-    if wanted == "auto" and not torch.cuda.is_available():
+    if wanted == "auto" and not visible:
         if config.train.precision == "fp16":
             yield ("train.precision",), "fp16 needs CUDA, and none is visible; on the CPU use bf16 or fp32"
         if config.model.sync_batchnorm:
@@ -30,6 +63,20 @@ def device_problems(config: Config, world: World) -> Iterator[Problem]:
                 "SyncBatchNorm needs CUDA, and none is visible; with train.micro_batch fixed, runs agree at every "
                 "world size without it",
             )
+        if backend == "nccl":
+            yield ("train.backend",), "NCCL exchanges between GPUs, and none is visible; use auto or gloo"
+    if wanted != "cpu" and visible and backend == "gloo" and world.size > 1 and torch_version() < _CUDA_BY_GLOO:
+        yield (
+            ("train.backend",),
+            f"gloo exchanges CUDA tensors rightly from PyTorch {'.'.join(map(str, _CUDA_BY_GLOO))} on, and this is "
+            f"{torch.__version__}; use auto or nccl",
+        )
+
+
+def torch_version() -> tuple[int, int]:
+    """(major, minor) of PyTorch."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
@@ -40,12 +87,24 @@ def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
     """
     threads = config.train.threads or max(1, cores() // world.local_size)
     torch.set_num_threads(threads)
+    deterministic = config.train.deterministic
+    if deterministic == "strict":
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # read where the first product makes cuBLAS's handle
+        torch.use_deterministic_algorithms(True)
+        # Whoever reads what was never written is not to be hidden, nor paid for: no buffer of distcnn is.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if config.train.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu"), threads
-    device = torch.device("cuda", world.gpu)
+    device = torch.device("cuda", gpu_index(world))
     torch.cuda.set_device(device)
-    # Convolutions are in TF32 by PyTorch's default, products are not: here both say what the config says.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
-    torch.backends.cudnn.deterministic = config.train.deterministic
-    torch.backends.cudnn.benchmark = not config.train.deterministic
+    with warnings.catch_warnings():
+        # From PyTorch 2.9 on there is fp32_precision too, but the compiler of 2.9 to 2.11 refuses a mix of the two:
+        # pytorch/pytorch#166387.
+        warnings.filterwarnings("ignore", message=".*TF32", category=UserWarning)
+        # Convolutions are in TF32 by PyTorch's default, products are not: here both say what the config says.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
+    torch.backends.cudnn.deterministic = bool(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
     return device, threads

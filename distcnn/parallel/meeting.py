@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import Empty, Queue
@@ -18,7 +18,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before a group stands: see process_group
 from torch.distributed.rendezvous import rendezvous
 
-from distcnn.errors import BadEnvironment, NoMeeting
+from distcnn.errors import BadEnvironment, BadInput, NoMeeting, first_line
+from distcnn.parallel.device import Backend, gpu_identity, may_share_gpus
 from distcnn.parallel.ending import watch_group
 from distcnn.parallel.waiting import waiting
 from distcnn.parallel.world import World
@@ -27,8 +28,12 @@ _PORTS = 64  # tried one after another from world.master_port on, where the rank
 
 
 @contextmanager
-def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Any]:
-    """The ranks' meeting, over NCCL or gloo; yields its store. Nothing at all, and None, at world size 1.
+def process_group(world: World, *, device: torch.device, backend: Backend = "gloo", timeout_s: float) -> Iterator[Any]:
+    """The ranks' meeting; yields its store. Nothing at all, and None, at world size 1.
+
+    Over NCCL go CUDA tensors only: what is on the host (numbers, Python objects, the answers of rank 0) goes over gloo
+    beside it. That waits for no GPU, and raises when another rank has died, where NCCL would stand still. Over gloo
+    go both.
 
     On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an
     exception the group is not taken down in order: other ranks may stand in a collective, and nobody may wait
@@ -37,42 +42,50 @@ def process_group(world: World, *, cuda: bool, timeout_s: float) -> Iterator[Any
     torch.distributed.nn, whose functions have the group of the time of their import as a default and would hold it for
     good, is imported before there is one (otherwise the first DistributedDataParallel does it).
 
-    Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's.
+    Raises NoMeeting when the ranks cannot meet, BadEnvironment when the port is another program's, BadInput on all
+    ranks where some have the same GPU and the backend cannot have it.
     """
     if world.size == 1:
         yield None
         return
-    own = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.gpu, "LOCAL_WORLD_SIZE": world.local_size}
+    own = {
+        "RANK": world.rank,
+        "WORLD_SIZE": world.size,
+        "LOCAL_RANK": world.local_rank,
+        "LOCAL_WORLD_SIZE": world.local_size,
+    }
     own |= {"MASTER_ADDR": world.master_addrs[0], "MASTER_PORT": world.master_port}  # type: ignore[dict-item]
     added = {name: str(value) for name, value in own.items() if name not in os.environ}
     if interface := network_interface(world):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.update(added)
     try:
-        yield _meet(world, cuda, timeout_s)
+        yield _meet(world, device, backend, timeout_s)
     finally:
         for name in added:
             os.environ.pop(name, None)
     dist.destroy_process_group()
 
 
-def _meet(world: World, cuda: bool, timeout_s: float) -> Any:
+def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float) -> Any:
     host, port = world.master_addrs[0], world.master_port
     where, at = f"rank {world.rank} of {world.size} on {socket.gethostname()}", f"{host}:{port}"
     try:
         with waiting(f"the other {world.size - 1} ranks at {at}"):
-            if cuda:  # NCCL's flight recorder: each rank's last exchanges, dumped where one has timed out
+            if backend == "nccl":  # its flight recorder: each rank's last exchanges, dumped where one has timed out
                 os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
                 os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             # A program at the port that never answers: PyTorch's store would wait for it without end.
             store = _within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
+            if backend == "nccl":
+                _check_gpus(store, world, gpu_identity(device.index))
             dist.init_process_group(
-                "nccl" if cuda else "gloo",
+                "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
                 store=store,
                 rank=world.rank,
                 world_size=world.size,
                 timeout=timedelta(seconds=timeout_s),
-                device_id=torch.device("cuda", torch.cuda.current_device()) if cuda else None,
+                device_id=device if backend == "nccl" else None,
             )
         watch_group(dist.group.WORLD)
         return store
@@ -81,11 +94,33 @@ def _meet(world: World, cuda: bool, timeout_s: float) -> Any:
             raise BadEnvironment(
                 f"MASTER_PORT = {port} on {host} is in use by another program, {where} cannot listen: export another"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NoMeeting(
             f"{where} could not meet the others at MASTER_ADDR = {host}, MASTER_PORT = {port} within {timeout_s:g} s "
-            f"(train.timeout): {reason}"
+            f"(train.timeout): {first_line(error)}"
         ) from error
+
+
+def _check_gpus(store: Any, world: World, own: str) -> None:
+    """Raise on all ranks alike if two of them have come with the same GPU. Before NCCL: it would speak of bus ids."""
+    store.set(f"gpu/{world.rank}", own)
+    gpus = [name.decode() for name in store.multi_get([f"gpu/{rank}" for rank in range(world.size)])]
+    if (problem := shared_gpus(gpus)) and not may_share_gpus():
+        raise BadInput(problem)
+
+
+def shared_gpus(gpus: Sequence[str]) -> str:
+    """What is wrong with the ranks' GPUs, given by rank: empty if each has its own."""
+    ranks: dict[str, list[int]] = {}
+    for rank, gpu in enumerate(gpus):
+        ranks.setdefault(gpu, []).append(rank)
+    shared = [
+        f"ranks {', '.join(map(str, those))} have the same GPU, {gpu}" for gpu, those in ranks.items() if len(those) > 1
+    ]
+    cure = (
+        "start one rank a GPU (with Slurm one task a GPU: --ntasks-per-node equal to --gpus-per-node), look whether "
+        "CUDA_VISIBLE_DEVICES is the same for all, or set train.backend gloo, over which ranks may share one"
+    )
+    return f"train.device: {'; '.join(shared)}: {cure}" if shared else ""
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

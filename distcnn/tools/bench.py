@@ -66,6 +66,7 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
 
     from distcnn.build import check_alike, engine_of, prepare
     from distcnn.config import CheckpointConfig
+    from distcnn.parallel.device import backend_of
     from distcnn.parallel.meeting import process_group
     from distcnn.parallel.signals import StopRequest
     from distcnn.tools import measure as measured
@@ -77,7 +78,8 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if precision == "fp16":
         dtypes["fp16"] = torch.float16
-    with process_group(world, cuda=device.type == "cuda", timeout_s=config.train.timeout):
+    backend = backend_of(config, device)
+    with process_group(world, device=device, backend=backend, timeout_s=config.train.timeout):
         check_alike(config, world, plan)
         stop = StopRequest()  # hears no signal: it is there for the ranks' exchange, which is a part of a step
         stop.begin(config.train.timeout)

@@ -50,6 +50,7 @@ def run(arguments: list[str]) -> None:
     from rich.progress import track
 
     from distcnn.parallel.collectives import check_same
+    from distcnn.parallel.device import backend_of
     from distcnn.parallel.meeting import process_group
     from distcnn.parallel.world import cores, world_from
     from distcnn.predictor import Predictor, in_order
@@ -61,8 +62,9 @@ def run(arguments: list[str]) -> None:
     trained = load_model(options.model, overrides, world)
     predictor = Predictor(trained, top=options.top, threads=max(1, cores() // world.local_size))
     unreadable = []
+    device, backend = trained.device, backend_of(trained.config, trained.device)
     with (
-        process_group(world, cuda=trained.device.type == "cuda", timeout_s=trained.config.train.timeout),
+        process_group(world, device=device, backend=backend, timeout_s=trained.config.train.timeout),
         _opened(output if world.is_main else Path(os.devnull), options.format, predictor.top) as write,
     ):
         check_same({"the list of images": sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()[:12],

@@ -33,7 +33,7 @@ BOUND = ("seed", "model.name", "optim.name", "train.batch_size")  # never change
 HARMLESS = (
     "name", "output_dir", "engine", "eval", "checkpoint", "tracking", "data.root", "data.url", "data.md5",
     "data.cache_dir", "data.loader", "data.workers", "model.compile", "train.duration", "train.micro_batch",
-    "train.device", "train.deterministic", "train.threads", "train.timeout",
+    "train.device", "train.backend", "train.deterministic", "train.threads", "train.timeout",
 )  # fmt: skip
 
 

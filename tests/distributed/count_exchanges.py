@@ -50,7 +50,7 @@ def exchanges(world: World, config: Config) -> list[float]:
 world = world_from(os.environ)
 config: Config = Settings().read_arguments(["--data.source", "synthetic", "--data.image_size", "16"]).check(world.size)
 torch.set_num_threads(1)
-with process_group(world, cuda=False, timeout_s=60):
+with process_group(world, device=torch.device("cpu"), timeout_s=60):
     counts = exchanges(world, config)
 if world.is_main:
     print(f"exchanges per update: {counts}")

@@ -32,7 +32,7 @@ def masters_agree(world: World) -> bool:
 
 world = world_from(os.environ)
 torch.set_num_threads(1)
-with process_group(world, cuda=False, timeout_s=60):
+with process_group(world, device=torch.device("cpu"), timeout_s=60):
     agree = masters_agree(world)
 threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
 if world.is_main:

@@ -13,7 +13,7 @@ from distcnn.parallel.meeting import process_group
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.world import world_from
 
-with process_group(world_from(os.environ), cuda=False, timeout_s=60):
+with process_group(world_from(os.environ), device=torch.device("cpu"), timeout_s=60):
     stop = StopRequest()
     stop.begin(60)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))

@@ -9,6 +9,7 @@ from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from distcnn.parallel.meeting import _fresh, network_interface, process_group
@@ -140,7 +141,7 @@ def test_a_group_names_who_is_missing():
 
 
 def test_a_single_process_makes_no_group():
-    with process_group(World(), cuda=False, timeout_s=1):
+    with process_group(World(), device=torch.device("cpu"), timeout_s=1):
         assert not dist.is_initialized()
 
 
@@ -159,7 +160,7 @@ def stand_in(monkeypatch):
 def test_a_given_interface_is_kept(stand_in, monkeypatch, given):
     if given:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
-    with process_group(stand_in, cuda=False, timeout_s=1):
+    with process_group(stand_in, device=torch.device("cpu"), timeout_s=1):
         assert os.environ["GLOO_SOCKET_IFNAME"] == (given or network_interface(stand_in))
 
 
@@ -168,7 +169,7 @@ def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
     before = {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"}
 
     def inside():
-        with process_group(stand_in, cuda=False, timeout_s=1):
+        with process_group(stand_in, device=torch.device("cpu"), timeout_s=1):
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
             assert [os.environ[name] for name in names] == ["1", "two", "1", "2"]
             raise KeyError
