@@ -30,9 +30,9 @@ EPILOG = """examples:
   distcnn trials configs/a.yaml -n 16 --slurm --gpus-per-node 1 --time 01:00:00
   distcnn trials configs/a.yaml -n 16                  afterwards: runs what is left, and adds it all up
 
-Trial i is an ordinary run, NAME-seed<i>, with --seed i: one at a time on each GPU, or one on the CPU (--parallel K
-shares its cores). Started again, finished trials are kept and others go on from their checkpoints. The table is kept
-as NAME-trials.json and NAME-trials.png beside the runs.
+Trial i is an ordinary run, NAME-seed<i>, with --seed i: one at a time on each GPU that CUDA_VISIBLE_DEVICES leaves, or
+one on the CPU; --parallel K shares them. Started again, finished trials are kept and others go on from their
+checkpoints. The table is kept as NAME-trials.json and NAME-trials.png beside the runs.
 """
 
 
@@ -176,11 +176,12 @@ def _run_all(trials: Sequence[Trial], overrides: list[str], config: "Config", pa
     import torch
 
     from distcnn.parallel.world import cores
+    from distcnn.tools.visible_gpus import places
 
     gpus = 0 if config.train.device == "cpu" else torch.cuda.device_count()
-    places = [f"{i % gpus}" if gpus else "" for i in range(parallel or gpus or 1)]
-    if not gpus and len(places) > 1 and config.train.threads is None:
-        overrides = [*overrides, "--train.threads", f"{max(1, cores() // len(places))}"]
+    own = places(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, parallel)
+    if own[0] is None and len(own) > 1 and config.train.threads is None:
+        overrides = [*overrides, "--train.threads", f"{max(1, cores() // len(own))}"]
     waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     for trial in trials:
         waiting.put(trial)
@@ -189,7 +190,7 @@ def _run_all(trials: Sequence[Trial], overrides: list[str], config: "Config", pa
     ended = threading.Event()
     lock = threading.Lock()
 
-    def work(gpu: str) -> None:
+    def work(gpu: str | None) -> None:
         while not ended.is_set():
             try:
                 trial = waiting.get_nowait()
@@ -214,7 +215,7 @@ def _run_all(trials: Sequence[Trial], overrides: list[str], config: "Config", pa
                     seconds = time.monotonic() - started
                     print(f"{trial.name}: {found['accuracy']:.2%} in {seconds:.0f} s", flush=True)
 
-    threads = [threading.Thread(target=work, args=(gpu,), name="distcnn-trials") for gpu in places]
+    threads = [threading.Thread(target=work, args=(gpu,), name="distcnn-trials") for gpu in own]
     with _Asked() as asked:
         for thread in threads:
             thread.start()
@@ -249,14 +250,14 @@ class _Asked:
             signal.signal(number, handler)
 
 
-def _start(trial: Trial, overrides: list[str], gpu: str) -> "subprocess.Popen[bytes]":
+def _start(trial: Trial, overrides: list[str], gpu: str | None) -> "subprocess.Popen[bytes]":
     own = any(word.startswith("--tracking.group") for word in overrides)
     group = () if own else ("--tracking.group", trial.name.rpartition("-seed")[0])
     command = [
         sys.executable, "-m", "distcnn", "train", str(trial.config), "--checkpoint.resume", "auto", *overrides,
         "--seed", f"{trial.seed}", "--name", trial.name, *group,
     ]  # fmt: skip
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     log = _log(trial)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:  # a session of its own: Ctrl-C comes to it through this process, once

@@ -179,3 +179,27 @@ def test_as_a_slurm_array_each_element_is_a_seed(configs):
     assert outcome.codes == [0], outcome.err
     assert outcome.out.count("#SBATCH --array=2-4") == 2
     assert '--seed "$SLURM_ARRAY_TASK_ID" --name "$name-seed$SLURM_ARRAY_TASK_ID"' in outcome.out
+
+
+# Two GPUs are pretended in the command's own process only; its trials are real, and see none.
+ON_GPUS = """
+import subprocess, sys
+import torch
+torch.cuda.device_count = lambda: 2
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        print("seen:", options["env"]["CUDA_VISIBLE_DEVICES"])
+        super().__init__(command, **options)
+subprocess.Popen = Popen
+from distcnn.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_each_trial_gets_one_of_the_commands_own_gpus(configs, tmp_path):
+    arguments = ["trials", configs[0], "-n", "3", "--train.duration", "1ep"]
+    outcome = run_ranks(arguments, cwd=tmp_path, program=["-c", ON_GPUS], CUDA_VISIBLE_DEVICES="4, 5")
+    assert outcome.codes == [0], outcome.out + outcome.err
+    seen = [line.partition(": ")[2] for line in outcome.out.splitlines() if line.startswith("seen:")]
+    assert sorted(seen[:2]) == ["4", "5"]
+    assert seen[2:] in (["4"], ["5"])  # where the first one to end was
