@@ -25,6 +25,7 @@ from distcnn.parallel.collectives import stack_ranks, sum_ranks
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.world import World
 from distcnn.tools.layout import layout_audit
+from distcnn.tools.timing import Mark, mark, seconds_between, wait
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
 from distcnn.training.optim import make_optimizer
@@ -41,37 +42,24 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str, torch.cuda.Event | float]] = []
-        if self.cuda:
-            torch.cuda.synchronize()
+        self.device = device
+        self.marks: list[tuple[str, Mark]] = []
+        wait(device)
 
     def enter(self, phase: str) -> None:
         """Something else begins."""
-        if not self.cuda:
-            self.marks.append((phase, time.perf_counter()))
-            return
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        self.marks.append((phase, event))
+        self.marks.append((phase, mark(self.device)))
 
     def seconds(self) -> Tensor:
         """[steps, phases] float64, in the order of PHASES; ends the last phase. A step ends with its "agreement"."""
         self.enter("")
-        if self.cuda:
-            torch.cuda.synchronize()
+        wait(self.device)
         rows = [[0.0] * len(PHASES)]
         for (phase, begin), (following, end) in itertools.pairwise(self.marks):
-            rows[-1][PHASES.index(phase)] += _between(begin, end)
+            rows[-1][PHASES.index(phase)] += seconds_between(begin, end)
             if phase == PHASES[-1] and following:
                 rows.append([0.0] * len(PHASES))
         return torch.tensor(rows, dtype=torch.float64)
-
-
-def _between(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
-    if isinstance(begin, float) or isinstance(end, float):
-        return float(end) - float(begin)  # type: ignore[arg-type]
-    return float(begin.elapsed_time(end)) / 1000
 
 
 class Steps:
@@ -184,20 +172,15 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, se
     out = torch.empty_like(a)
     best, begun = float("inf"), time.perf_counter()
     for i in range(repeats + 1):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        _wait(device)
+        wait(device)
         if i > 0:  # the first one only warms up
             best = min(best, time.perf_counter() - start)
         if i > 1 and time.perf_counter() - begun > seconds:
             break
     return float(sum_ranks(torch.tensor(2 * n**3 / best, dtype=torch.float64, device=device)))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_memory(device: torch.device) -> int:
