@@ -24,6 +24,7 @@ from distcnn.errors import (
     BadInput,
     DistcnnError,
     NoMeeting,
+    OutOfMemoryError,
     Stopped,
 )
 from distcnn.parallel.ending import end_process
@@ -194,8 +195,15 @@ def _speak_once(error: DistcnnError) -> None:
     The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
     the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
     spoken. The first rank of another node that nobody ended knows that only its node has the problem. A rank whose
-    own variables are wrong, or that missed the others, may be the only one, and speaks too.
+    own variables are wrong, or that missed the others, may be the only one, and speaks too. So does the first rank that
+    has run out of memory, at once: the others fail because of it.
     """
+    if isinstance(error, OutOfMemoryError):
+        if error.own:
+            _print(error)
+        else:
+            time.sleep(2)  # the end of this rank could be that of the one that speaks
+        return
     rank, local_rank = spoken_rank(os.environ)
     if rank != 0 and isinstance(error, Stopped):
         return  # all ranks stop together, and rank 0 says so
@@ -210,7 +218,12 @@ def _speak_once(error: DistcnnError) -> None:
 
 def _print(error: DistcnnError) -> None:
     problems = error.problems if isinstance(error, BadInput) else str(error).splitlines()
-    titles = {BadInput: "distcnn: bad input", BadEnvironment: "distcnn: bad environment", Stopped: "distcnn: stopped"}
+    titles = {
+        BadInput: "distcnn: bad input",
+        BadEnvironment: "distcnn: bad environment",
+        Stopped: "distcnn: stopped",
+        OutOfMemoryError: "distcnn: out of memory",
+    }
     title = titles.get(type(error), "distcnn: failed")
     print("\n".join([title, *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)
 

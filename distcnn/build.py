@@ -18,13 +18,13 @@ from distcnn.config import Config, DataConfig
 from distcnn.conflicts import Problem
 from distcnn.data import sources
 from distcnn.data.augment import Augment, Normalize, SmallAtFirst, statistics
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader
+from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader, check_resident, resident_bytes
 from distcnn.data.mix import Mix
 from distcnn.data.randaugment import RandAugment
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import ImageSet, check_classes
 from distcnn.errors import BadInput
-from distcnn.parallel import engine_accelerate
+from distcnn.parallel import engine_accelerate, memory
 from distcnn.parallel.collectives import check_same
 from distcnn.parallel.device import device_problems, set_up_device
 from distcnn.parallel.engine import AUTOCAST, Engine
@@ -91,6 +91,8 @@ def prepare(config: Config, world: World) -> Parts:
     device, threads = set_up_device(config, world)
     train_data, test_data = sources.load(config.data, "train"), sources.load(config.data, "test")
     check_classes(train_data, test_data)
+    if config.data.loader == "resident":
+        check_resident(train_data, device)
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
     model = models.build_model(
@@ -120,7 +122,8 @@ def prepare(config: Config, world: World) -> Parts:
     saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    model = place(model, config, device, compile=config.model.compile and not foreign)
+    with memory.explained(device, lambda: ["none of this run lies there yet: who else uses it?"]):
+        model = place(model, config, device, compile=config.model.compile and not foreign)
     return Parts(
         device, train_data, test_data, normalize, model,
         make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
@@ -153,6 +156,15 @@ def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | 
     if data.loader == "resident":
         return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
     return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, data.workers)
+
+
+def training_cures(config: Config, parts: Parts) -> list[str]:
+    """The settings of this run by which its steps would take less memory."""
+    plan, device = parts.plan, parts.device
+    resident = config.data.loader == "resident" and device.type == "cuda"
+    return memory.training_cures(
+        plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(parts.train_data) if resident else 0
+    )
 
 
 def make_preprocess(

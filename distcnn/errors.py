@@ -47,5 +47,16 @@ class Stopped(DistcnnError):  # noqa: N818
         super().__init__(message)
 
 
+class OutOfMemoryError(DistcnnError):
+    """The memory of a device, or of the host, was not enough on some rank; `own`: on this one, before any other.
+
+    The message says which rank, what it asked for, and which settings need less.
+    """
+
+    def __init__(self, message: str, *, own: bool = True):
+        self.own = own
+        super().__init__(message)
+
+
 class NonFiniteLoss(DistcnnError):  # noqa: N818
     """The loss of one step was NaN or infinite on some rank; all ranks raise this together."""

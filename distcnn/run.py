@@ -4,24 +4,26 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from distcnn import environment
-from distcnn.build import Parts, check_alike, make_engine, make_loader, prepare
+from distcnn.build import Parts, check_alike, make_engine, make_loader, prepare, training_cures
 from distcnn.config import Config, OptimConfig
 from distcnn.data import sources
-from distcnn.data.loader import Preprocess, evaluation_stream
-from distcnn.data.sources import ImageSet, with_classes
-from distcnn.errors import BadInput, DistcnnError, Stopped
+from distcnn.data.loader import EvaluationLoader
+from distcnn.data.sources import with_classes
+from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError, Stopped
 from distcnn.files import whole_file
 from distcnn.history import read_history
 from distcnn.parallel.collectives import on_main
 from distcnn.parallel.device import backend_of
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
+from distcnn.parallel.memory import evaluation_cures, explained
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
@@ -77,7 +79,10 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         check_alike(config, world, plan, step)
         folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
-        engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
+        enough_memory = partial(explained, parts.device, lambda: training_cures(config, parts), store)
+        with enough_memory():
+            engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
+        test = EvaluationLoader(parts.test_data, config.eval.batch_size, loader.preprocess, world.rank, world.size)
         state = TrainState()
         if parts.saved:
             try:
@@ -106,7 +111,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         def evaluate_test() -> Evaluation:
             with averages.in_place():
-                found = _evaluate_on(model, parts.test_data, config, loader.preprocess, world, watch)
+                found = _evaluate_on(model, test, config, store, watch)
             if world.is_main:
                 with suppress(OSError):  # a full disk: it is for the report only
                     save_predictions(folder / "predictions.npz", found, parts.test_data, state.step)
@@ -124,7 +129,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         on_main(open_trackers, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
         try:
-            with watch:
+            with watch, enough_memory():
                 evaluation = fit(
                     engine, loader, plan, parts.schedule, state, trackers.log,
                     evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
@@ -140,7 +145,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             on_main(lambda: None, "rank 0 to write its last records")
             raise
         except BaseException as error:
-            trackers.log(event("failed", state.step, f"{type(error).__name__}: {error}".splitlines()[0]))
+            lines = f"{type(error).__name__}: {error}".splitlines()
+            said = "; ".join(lines if isinstance(error, OutOfMemoryError) else lines[:1])
+            trackers.log(event("failed", state.step, said))
             trackers.finish(type(error).__name__, {"step": state.step})
             raise
 
@@ -176,8 +183,11 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     if data.images.shape[1] != size:
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     backend = backend_of(config, trained.device)
-    with process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout):
-        result = _evaluate_on(trained.model, data, config, trained.preprocess(), world)
+    with process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store:
+        test = EvaluationLoader(
+            data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False
+        )  # one pass
+        result = _evaluate_on(trained.model, test, config, store)
     return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
 
 
@@ -193,22 +203,15 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
 
 
 def _evaluate_on(
-    model: nn.Module,
-    data: ImageSet,
-    config: Config,
-    preprocess: Preprocess,
-    world: World,
-    watch: Watchdog | None = None,
+    model: nn.Module, test: EvaluationLoader, config: Config, store: Any, watch: Watchdog | None = None
 ) -> Evaluation:
-    size = config.eval.batch_size
-    stream = evaluation_stream(data, size, preprocess, world.rank, world.size)
-    if watch is not None:
-        stream = watch.each(stream, "evaluation")
-    device = preprocess.device
-    return evaluate(
-        model, stream, len(data), size, data.classes, device, lambda: autocast(device, config.train.precision),
-        config.eval.views, "holdout" if config.data.holdout else "test",
-    )  # fmt: skip
+    size, data, device = test.batch_size, test.data, test.preprocess.device
+    with explained(device, lambda: evaluation_cures(size), store):
+        return evaluate(
+            model, test if watch is None else watch.each(test, "evaluation"), len(data), size, data.classes, device,
+            lambda: autocast(device, config.train.precision),
+            config.eval.views, "holdout" if config.data.holdout else "test",
+        )  # fmt: skip
 
 
 def _trackers(

@@ -65,7 +65,9 @@ def load_model(
     classes, size = tuple(saved["classes"]), saved["image_size"]
     model = models.build_model(config.model.name, len(classes), size, config.model.args)
     load_weights(model, saved, path)
-    model = place(model, config, device, compile=config.model.compile)
+    # Not compiled, whatever the run was: for one pass over some images that takes longer than it saves, and the last,
+    # smaller batch would be compiled anew.
+    model = place(model, config, device, compile=False)
     averages = Averages(model, config.train)
     averages.load_state_dict(saved["averages"])
     averages.apply()

@@ -18,6 +18,8 @@ from distcnn.data.augment import Augment, Normalize, SmallAtFirst
 from distcnn.data.keyed import keyed
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
 from distcnn.data.sources import ImageSet
+from distcnn.errors import BadInput
+from distcnn.parallel.memory import fits, free_bytes, resident_problem, spare_bytes
 
 # A key beside the epochs' numbers, so that dropout's seeds are independent of the augmentation's.
 _DROPOUT = 2**32
@@ -50,6 +52,7 @@ class Preprocess:
         self.device, self.dtype, self.channels_last = device, dtype, channels_last
         self.augment, self.small = augment or Augment(), small
         self.scale, self.shift = normalize.constants(device)
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}  # by an image's width: scale and shift, repeated over a row
 
     def to_device(self, host: Tensor) -> Tensor:
         """A copy that neither side waits for: pinned memory, non-blocking. On the CPU, the tensor itself."""
@@ -62,7 +65,10 @@ class Preprocess:
         n, height, width, channels = images.shape
         rows = images.reshape(n, height, width * channels).float()
         # Constants as long as a row: over three channels only, the CPU's loops would not be vectorised.
-        rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+        if width not in self.rows:
+            self.rows[width] = self.scale.repeat(width), self.shift.repeat(width)
+        scale, shift = self.rows[width]
+        rows = torch.addcmul(shift, rows, scale)
         if draws is not None and self.augment.cutout:
             rows.view(images.shape).permute(0, 3, 1, 2).masked_fill_(self.augment.cutout_mask(draws, height, width), 0)
         if draws is not None and self.augment.mix:
@@ -208,11 +214,59 @@ class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return images, torch.from_numpy(self.data.labels[indices]), draws
 
 
-def evaluation_stream(
-    data: ImageSet, batch_size: int, preprocess: Preprocess, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This rank's (batch number, images [n, C, H, W], labels [n]): each image of `data` on one rank, once."""
-    for number, rows in evaluation_batches(len(data), batch_size, rank, world_size):
-        images = torch.from_numpy(data.images[rows.start : rows.stop])
-        labels = torch.from_numpy(data.labels[rows.start : rows.stop])
-        yield number, preprocess.input(preprocess.to_device(images)), preprocess.to_device(labels)
+class EvaluationLoader:
+    """This rank's batches of an evaluation: each image of a data set on one rank, once, unaugmented, in its order.
+
+    Each pass over it gives (batch number, images [n, C, H, W], labels [n]) anew. With `keep`, the uint8 images and the
+    labels stay on a CUDA device after the first pass, if they fit beside all that the training has taken so far: later
+    passes copy nothing from the host.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        preprocess: Preprocess,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        keep: bool = True,
+    ):
+        self.data, self.batch_size, self.preprocess = data, batch_size, preprocess
+        self.batches = evaluation_batches(len(data), batch_size, rank, world_size)
+        self.keep = keep and preprocess.device.type == "cuda"
+        self.kept: list[tuple[Tensor, Tensor]] = []  # of each batch
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        uploaded: list[tuple[Tensor, Tensor]] = []
+        keeping = self.keep and not self.kept and fits(self._bytes(), spare_bytes(self.preprocess.device))
+        for i, (number, rows) in enumerate(self.batches):
+            images, labels = self.kept[i] if self.kept else self._upload(rows)
+            if keeping:
+                uploaded.append((images, labels))
+            yield number, self.preprocess.input(images), labels
+        if keeping:
+            self.kept = uploaded
+
+    def _upload(self, rows: range) -> tuple[Tensor, Tensor]:
+        """uint8 images [n, H, W, C] and labels [n] on the device."""
+        images, labels = (
+            torch.from_numpy(array[rows.start : rows.stop]) for array in (self.data.images, self.data.labels)
+        )
+        return self.preprocess.to_device(images), self.preprocess.to_device(labels)
+
+    def _bytes(self) -> int:
+        """Of what this rank would keep."""
+        own = sum(len(rows) for _, rows in self.batches)
+        return -(-resident_bytes(self.data) * own // len(self.data))
+
+
+def resident_bytes(data: ImageSet) -> int:
+    """Bytes of a data set's images and labels on a device."""
+    return data.images.nbytes + data.labels.nbytes
+
+
+def check_resident(data: ImageSet, device: torch.device) -> None:
+    """Raises BadInput if a ResidentLoader would fill a CUDA device with these images; no collective."""
+    if device.type == "cuda" and (problem := resident_problem(resident_bytes(data), free_bytes(device))):
+        raise BadInput(problem)

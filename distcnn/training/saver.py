@@ -5,11 +5,61 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distcnn.parallel.waiting import waiting
 from distcnn.records import Record, event
 from distcnn.training.checkpoint import Checkpoints
+
+
+class Snapshot:
+    """A copy on the CPU of nested dicts, lists and tuples with tensors: `state`, whole when `wait` has returned.
+
+    What lies on the CPU is copied at once. On CUDA the host only asks for the copies and goes on. They are made in a
+    stream of their own, into pinned memory, which alone can be written beside the host's work. The training's stream
+    waits for it: the next step must not change a weight that is being copied, so for some milliseconds the device
+    stands still, but not the host.
+    """
+
+    def __init__(self, tree: Any):
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # (copy, what it is of, which has to exist until it is made)
+        self.copied: torch.cuda.Event | None = None
+        self.state = self._copy(tree)
+        if self.pairs:
+            self.device = self.pairs[0][1].device
+            self._begin()
+
+    def wait(self) -> None:
+        """Until all of it is copied. May be called in another thread, once."""
+        if self.copied is None:
+            return
+        torch.cuda.set_device(self.device)  # a thread begins with GPU 0, where its first call would make a context
+        self.copied.synchronize()
+        self.pairs.clear()
+
+    def _copy(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            own = tree.detach()
+            if not own.is_cuda:
+                return own.to("cpu", copy=True)
+            pinned = torch.empty_like(own, device="cpu", pin_memory=True)  # with its strides: one copy of memory
+            self.pairs.append((pinned, own))
+            return pinned
+        if isinstance(tree, dict):
+            return {key: self._copy(value) for key, value in tree.items()}
+        return type(tree)(map(self._copy, tree)) if isinstance(tree, list | tuple) else tree
+
+    def _begin(self) -> None:
+        training = torch.cuda.current_stream(self.device)
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(training)
+        with torch.cuda.stream(side):
+            for copy, own in self.pairs:
+                copy.copy_(own, non_blocking=True)
+        self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # whoever waits for it sleeps
+        self.copied.record(side)
+        training.wait_stream(side)
 
 
 class Saver:
@@ -47,8 +97,8 @@ class Saver:
             return
         self.wait()
         self.last = time.monotonic()
-        copied = snapshot(state)
-        self.thread = threading.Thread(target=self._write, args=(copied, step, best), name="distcnn-saver")
+        copy = Snapshot(state)
+        self.thread = threading.Thread(target=self._write, args=(copy, step, best), name="distcnn-saver")
         self.thread.start()
 
     def wait(self) -> str:
@@ -59,11 +109,12 @@ class Saver:
             self.thread = None
         return self.trouble
 
-    def _write(self, state: dict[str, Any], step: int, best: bool) -> None:
+    def _write(self, copy: Snapshot, step: int, best: bool) -> None:
         started = time.monotonic()
         try:
             assert self.checkpoints is not None
-            self.checkpoints.save(state, step, best=best)
+            copy.wait()
+            self.checkpoints.save(copy.state, step, best=best)
             self.trouble = ""
         except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer
             self.failed += 1
@@ -79,12 +130,3 @@ class Saver:
             )
             self.report(event("short_grace", step, message))
             self.grace = 0
-
-
-def snapshot(tree: Any) -> Any:
-    """A copy on the CPU of nested dicts, lists and tuples with tensors."""
-    if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, dict):
-        return {key: snapshot(value) for key, value in tree.items()}
-    return type(tree)(map(snapshot, tree)) if isinstance(tree, list | tuple) else tree

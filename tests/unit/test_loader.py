@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from distcnn.data.augment import Augment, SmallAtFirst
 from distcnn.data.keyed import keyed
-from distcnn.data.loader import Preprocess, _copied, evaluation_stream
+from distcnn.data.loader import EvaluationLoader, Preprocess, _copied, check_resident, resident_bytes
 from distcnn.data.randaugment import RandAugment
+from distcnn.errors import BadInput
 from tests.loaders import AUGMENTS, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, data, loader, same
 
 
@@ -100,7 +101,7 @@ def test_small_images_do_not_depend_on_the_world_size_and_are_not_evaluated():
     assert alone.keys() == shared.keys()
     assert all(torch.equal(alone[seed], shared[seed]) for seed in alone)
     preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, (6,), 5, CPU))
-    assert {images.shape[-1] for _, images, _ in evaluation_stream(data(), 9, preprocess)} == {SIZE}
+    assert {images.shape[-1] for _, images, _ in EvaluationLoader(data(), 9, preprocess)} == {SIZE}
 
 
 @pytest.mark.parametrize("mix", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
@@ -175,9 +176,96 @@ def test_dropout_seeds_are_not_those_of_the_augmentation():
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_evaluation_streams_each_image_once_unaugmented(world):
     preprocess = Preprocess(NORMALIZE, CPU, AUGMENTS[2])
-    streams = [list(evaluation_stream(data(), 9, preprocess, rank, world)) for rank in range(world)]
+    streams = [list(EvaluationLoader(data(), 9, preprocess, rank, world)) for rank in range(world)]
     batches = sorted((batch for one in streams for batch in one), key=lambda batch: batch[0])
     assert [number for number, _, _ in batches] == [0, 1, 2]
     images = torch.cat([images for _, images, _ in batches]).permute(0, 2, 3, 1)
     np.testing.assert_allclose(images, (data().images / 255 - NORMALIZE.mean) / NORMALIZE.std, atol=1e-5)
     assert torch.cat([labels for *_, labels in batches]).tolist() == data().labels.tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_pass_of_an_evaluation_is_the_same_and_keeps_nothing_on_the_cpu(world):
+    one = EvaluationLoader(data(), 9, Preprocess(NORMALIZE, CPU), world - 1, world)
+    first, second = list(one), list(one)
+    assert len(first) == len(one.batches) > 0
+    for (number, images, labels), (again, others, same_labels) in zip(first, second, strict=True):
+        assert (number, labels.tolist()) == (again, same_labels.tolist())
+        assert torch.equal(images, others)
+    assert one.kept == []
+
+
+GPU = torch.device("cuda", 1)
+
+
+def gpu_memory(monkeypatch, free, *, reserved=0, allocated=0, peak=0):
+    """Pretend figures of the second GPU, in bytes."""
+
+    def of(figure):
+        def ask(device):
+            assert device == GPU
+            return figure
+
+        return ask
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", of((free, 10**12)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", of(reserved))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", of(allocated))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", of(peak))
+
+
+@pytest.mark.parametrize(
+    ("free", "peak", "keep", "uploads"),
+    [(4534, 0, True, 1), (4533, 0, True, 3), (5534, 1000, True, 1), (5533, 1000, True, 3), (10**9, 0, False, 3)],
+    ids=["fits", "too little", "fits beside the training's peak", "too little beside it", "not asked for"],
+)
+def test_on_cuda_test_images_that_fit_are_uploaded_once(monkeypatch, free, peak, keep, uploads):
+    """17 images of 192 bytes and labels of 8 are to be kept, 3,400 bytes; a quarter of the memory is not theirs."""
+    preprocess = Preprocess(NORMALIZE, CPU)
+    preprocess.device = GPU  # all that it does on it is patched
+    copied = []
+    monkeypatch.setattr(preprocess, "to_device", lambda host: copied.append(host) or host)
+    gpu_memory(monkeypatch, free, peak=peak)
+    one = EvaluationLoader(data(), 9, preprocess, 0, 2, keep=keep)
+    expected = list(EvaluationLoader(data(), 9, Preprocess(NORMALIZE, CPU), 0, 2))
+    for _ in range(3):
+        for (number, images, labels), (right, others, right_labels) in zip(one, expected, strict=True):
+            assert number == right
+            assert torch.equal(images, others)
+            assert torch.equal(labels, right_labels)
+    assert len(copied) == uploads * 2 * len(expected)  # images and labels of each batch
+
+
+def test_a_pass_that_was_broken_off_is_not_kept(monkeypatch):
+    preprocess = Preprocess(NORMALIZE, CPU)
+    preprocess.device = GPU
+    monkeypatch.setattr(preprocess, "to_device", lambda host: host)
+    gpu_memory(monkeypatch, 10**9)
+    one = EvaluationLoader(data(), 9, preprocess)
+    next(iter(one))
+    assert one.kept == []
+    assert [number for number, *_ in one] == [number for number, *_ in one] == [0, 1, 2]
+
+
+def test_resident_images_that_would_fill_the_gpu_are_bad_input(monkeypatch):
+    """26 images of 192 bytes, labels of 8."""
+    assert resident_bytes(data()) == 5200
+    check_resident(data(), CPU)  # asks no GPU
+    gpu_memory(monkeypatch, 6934)
+    check_resident(data(), GPU)
+    gpu_memory(monkeypatch, 6933)
+    with pytest.raises(BadInput, match=r"need 5\.1 KiB .* 6\.8 KiB are free there.* set data\.loader streaming"):
+        check_resident(data(), GPU)
+    gpu_memory(monkeypatch, 6833, reserved=200, allocated=99)  # what PyTorch holds unused is free as well
+    check_resident(data(), GPU)
+
+
+def test_the_constants_of_a_row_are_made_once_for_each_width():
+    preprocess = Preprocess(NORMALIZE, CPU)
+    images = torch.from_numpy(data().images)
+    first = preprocess.input(images)
+    (made,) = preprocess.rows.values()
+    assert torch.equal(preprocess.input(images), first)
+    assert preprocess.rows[SIZE] is made
+    assert preprocess.input(images[:, :, :5]).shape[-1] == 5
+    assert torch.equal(preprocess.input(images[:, :, :5]), first[..., :5])

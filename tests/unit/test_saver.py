@@ -1,12 +1,13 @@
 """Saving beside the training: what is saved is the moment of the save; what fails is said, and harms nothing else."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from distcnn.training.checkpoint import Checkpoints, load
-from distcnn.training.saver import Saver, snapshot
+from distcnn.training.saver import Saver, Snapshot
 
 
 class Slow(Checkpoints):
@@ -96,8 +97,127 @@ def test_minutes_are_counted_from_the_last_save(tmp_path, monkeypatch):
 
 def test_a_snapshot_shares_nothing():
     tensor = torch.arange(3.0, requires_grad=True)
-    copy = snapshot({"a": [tensor], "b": (1, "x", None)})
+    taken = Snapshot({"a": [tensor], "b": (1, "x", None)})
+    taken.wait()
+    copy = taken.state
     assert copy["b"] == (1, "x", None)
     assert torch.equal(copy["a"][0], tensor)
     assert not copy["a"][0].requires_grad
     assert copy["a"][0].untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+def test_on_the_cpu_nothing_of_cuda_is_asked_for(monkeypatch):
+    for name in ("Stream", "Event", "stream", "current_stream", "set_device"):
+        monkeypatch.setattr(torch.cuda, name, None)
+    copy = Snapshot({"w": torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)})
+    copy.wait()
+    assert copy.state["w"].is_contiguous(memory_format=torch.channels_last)
+
+
+class Gpu:
+    """A pretend device: `calls` is what it was asked for, in order; a copy is made when an event after it is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.copies, self.thread = [], [], None
+        gpu = self
+
+        class Stream:
+            def __init__(self, device, name="side"):
+                self.device, self.name = device, name
+
+            def wait_stream(self, other):
+                gpu.calls.append(f"{self.name} waits for {other.name}")
+
+        class Event:
+            def __init__(self, blocking=False):
+                self.blocking = blocking
+
+            def record(self, stream):
+                self.made = len(gpu.copies)
+                gpu.calls.append(f"event in {stream.name}")
+
+            def synchronize(self):
+                gpu.calls.append(f"wait for the event, blocking={self.blocking}")
+                gpu.thread = threading.current_thread().name
+                for copy, own in gpu.copies[: self.made]:
+                    copy.copy_(own)
+
+        @contextmanager
+        def stream(chosen):
+            gpu.calls.append(f"in {chosen.name}:")
+            yield
+            gpu.calls.append("and back")
+
+        def empty_like(own, *, device, pin_memory):
+            gpu.calls.append(f"room on {device}, pinned={pin_memory}")
+            return torch.full_like(plain(own), float("nan"))
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "training"))
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: gpu.calls.append(f"device {device}"))
+        monkeypatch.setattr(torch, "empty_like", empty_like)
+
+    def tensor(self, values):
+        """Values that lie, by what they say, on the second GPU."""
+        gpu = self
+
+        class OnGpu(torch.Tensor):
+            is_cuda, device = True, torch.device("cuda", 1)
+
+            @classmethod
+            def __torch_function__(cls, func, types, args=(), kwargs=None):
+                if func is torch.Tensor.copy_ and kwargs:
+                    gpu.calls.append(f"copy, {kwargs}")
+                    gpu.copies.append((args[0], plain(args[1])))
+                    return args[0]
+                assert func is torch.Tensor.detach, f"{func} of a tensor on the GPU: the host would wait for it"
+                return plain(args[0]).detach().as_subclass(cls)
+
+        return values.as_subclass(OnGpu)
+
+
+def plain(tensor):
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(torch.Tensor)
+
+
+def test_on_cuda_the_host_asks_for_the_copies_and_the_device_makes_them_before_the_next_step(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    weights = torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    copy = Snapshot({"w": gpu.tensor(weights), "deep": [(gpu.tensor(torch.ones(3)), torch.ones(2))]})
+    room, one = "room on cpu, pinned=True", "copy, {'non_blocking': True}"
+    assert gpu.calls == [
+        room, room, "side waits for training", "in side:", one, one, "and back", "event in side",
+        "training waits for side",
+    ]  # fmt: skip
+    assert copy.state["w"].isnan().all()  # nobody has waited yet
+    assert torch.equal(copy.state["deep"][0][1], torch.ones(2))  # what was on the CPU is a plain copy
+    assert len(copy.pairs) == 2  # the tensors exist until they are copied
+    gpu.calls.clear()
+    copy.wait()
+    assert gpu.calls == ["device cuda:1", "wait for the event, blocking=True"]
+    assert torch.equal(copy.state["w"], weights)
+    assert copy.state["w"].stride() == weights.stride()
+    assert copy.pairs == []
+
+
+def test_the_writer_waits_for_the_copies_not_the_training(tmp_path, monkeypatch):
+    gpu, checkpoints = Gpu(monkeypatch), Slow(tmp_path)
+    saver = Saver(checkpoints, report=lambda _: None)
+    saver.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
+    checkpoints.go.set()
+    assert saver.wait() == ""
+    assert gpu.thread == "distcnn-saver"
+    monkeypatch.undo()
+    assert torch.equal(load(tmp_path / "step-00000001.pt")["w"], torch.ones(3))
+
+
+def test_a_device_that_fails_in_a_copy_is_a_failed_save(tmp_path, monkeypatch):
+    gpu = Gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: (_ for _ in ()).throw(RuntimeError("CUDA error: lost")))
+    saver = Saver(Checkpoints(tmp_path), report=lambda _: None)
+    saver.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
+    assert "could not be saved (CUDA error: lost)" in saver.wait()
+    assert list(tmp_path.glob("*.pt")) == []
