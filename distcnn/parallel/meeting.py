@@ -76,7 +76,7 @@ def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float
                 os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
                 os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             # A program at the port that never answers: PyTorch's store would wait for it without end.
-            store = _within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
+            store = within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
             if backend == "nccl":
                 _check_gpus(store, world, gpu_identity(device.index))
             dist.init_process_group(
@@ -123,7 +123,7 @@ def shared_gpus(gpus: Sequence[str]) -> str:
     return f"train.device: {'; '.join(shared)}: {cure}" if shared else ""
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """What `call` returns or raises; TimeoutError, with `call` left behind in its thread, if it takes too long."""
     done: Queue[tuple[Any, Exception | None]] = Queue()
 
@@ -240,7 +240,7 @@ def _store_at(host: str, port: int, key: str, patience_s: float) -> Any:
         return store if store.check([key]) else None
 
     try:
-        return _within(patience_s, look)
+        return within(patience_s, look)
     except (OSError, dist.DistError, RuntimeError):  # of them a TimeoutError: somebody who never answers
         return None
 

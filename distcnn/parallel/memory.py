@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from distcnn.errors import OutOfMemoryError
+from distcnn.parallel.meeting import within
 from distcnn.parallel.world import spoken_rank
 
 RESERVE = 0.25  # of what is free: data leave it to the network, its gradients, activations and optimizer
@@ -19,6 +20,7 @@ _LACKING = re.compile(
     r"^OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
 )
 _ASKED = re.compile(r"ried to allocate ([\d.]+) ?(\w+)")
+_PATIENCE_S = 5  # with the store
 _KEY = "out_of_memory"  # in the store: the message of the first rank that had too little
 
 
@@ -92,12 +94,17 @@ def _first_said(store: Any, own: str) -> str:
     """The message of the first rank with too little memory, this one if nobody was before it; empty for none."""
     if store is None:
         return own
-    try:
+
+    def ask() -> bytes:
         if own:
-            return str(store.compare_set(_KEY, "", own).decode())
-        return str(store.get(_KEY).decode()) if store.check([_KEY]) else ""
-    except RuntimeError:  # the rank that served the store has gone
+            return bytes(store.compare_set(_KEY, "", own))
+        return bytes(store.get(_KEY)) if store.check([_KEY]) else b""
+
+    try:
+        said: bytes = within(_PATIENCE_S, ask)
+    except (RuntimeError, TimeoutError):  # the rank that serves the store has gone, or stands still
         return own
+    return said.decode()
 
 
 def _message(error: RuntimeError, device: torch.device, cures: Sequence[str]) -> str:
