@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 from torch import nn
 from torch.optim import Optimizer
 
@@ -38,6 +40,9 @@ from distcnn.training.folder import find_resumed, unwritable
 from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan, to_steps
 
+_GRAPHS = (
+    64  # of a network: sizes of image and batch, in training and evaluation; beyond PyTorch's 8 it runs uncompiled
+)
 INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
 
 
@@ -187,7 +192,12 @@ def place(model: nn.Module, config: Config, device: torch.device, *, compile: bo
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compile:
-        model.compile()
+        # Each shape gets a graph of its own. By default a second size of batch, such as an epoch's last, makes one for
+        # any size, which all batches run from then on: slower, and another program than a resumed run's.
+        model.compile(dynamic=False)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+        # Otherwise it times kernels and takes the fastest, which may be another one in another process or rank.
+        torch._inductor.config.deterministic = bool(config.train.deterministic)
     return model
 
 

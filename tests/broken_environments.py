@@ -83,8 +83,6 @@ BROKEN = {
     "srun: counts unreadable": (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x2"}, "SLURM_STEP_TASKS_PER_NODE = '1(x2'", "Unset it"),
     "srun: node list empty": (SRUN | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST = ''", "start distcnn with srun"),
     "srun: node list missing": (less(SRUN, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST = ''", "start distcnn with srun"),
-    "srun: more tasks than GPUs": (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "1"}, "SLURM_GPUS_ON_NODE = 1", "--ntasks-per-node equal to --gpus-per-node"),
-    "srun: GPUs are a word": (SRUN | {"SLURM_GPUS_ON_NODE": "a100:4"}, "SLURM_GPUS_ON_NODE = 'a100:4'", "whole number"),
     "mpirun: rank missing": (less(OPEN_MPI, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK is not set", "as the launcher sets it"),
     "mpirun: size missing": (less(OPEN_MPI, "OMPI_COMM_WORLD_SIZE"), "OMPI_COMM_WORLD_SIZE is not set", "as the launcher sets it"),
     "mpirun: local rank missing": (less(OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK"), "OMPI_COMM_WORLD_LOCAL_RANK is not set", "as the launcher sets it"),

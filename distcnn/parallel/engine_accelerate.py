@@ -5,7 +5,7 @@ and so does the sum of the gradients: the losses are those of the native engine,
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from importlib.util import find_spec
@@ -103,7 +103,9 @@ class AccelerateEngine(Engine):
 
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         AcceleratorState._reset_state(reset_partial_state=True)  # one of an earlier training in this process
-        with _threads_said():
+        own = {"LOCAL_RANK": f"{self.device.index}"} if self.device.type == "cuda" and world > 1 else {}
+        # Without a number of threads it sets one of its own, and warns. Of a GPU it knows by the local rank alone.
+        with _told({"OMP_NUM_THREADS": f"{torch.get_num_threads()}"} | own):
             self.accelerator = Accelerator(
                 # Passed explicitly: without it, `accelerate launch --multi_gpu` on a machine without a GPU starts ranks
                 # that each believe they are alone.
@@ -139,16 +141,18 @@ class AccelerateEngine(Engine):
 
 
 @contextmanager
-def _threads_said() -> Iterator[None]:
-    """Within, OMP_NUM_THREADS is set: without it Accelerate sets a number of threads of its own, and warns."""
-    said = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = said or str(torch.get_num_threads())
+def _told(said: Mapping[str, str]) -> Iterator[None]:
+    """Within, these variables are set."""
+    before = {name: os.environ.get(name) for name in said}
+    os.environ.update(said)
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if said is not None:
-            os.environ["OMP_NUM_THREADS"] = said
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
 
 
 def distributed_part(model: nn.Module) -> DistributedDataParallel | None:

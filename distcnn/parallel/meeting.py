@@ -104,6 +104,9 @@ def _check_gpus(store: Any, world: World, own: str) -> None:
     """Raise on all ranks alike if two of them have come with the same GPU. Before NCCL: it would speak of bus ids."""
     store.set(f"gpu/{world.rank}", own)
     gpus = [name.decode() for name in store.multi_get([f"gpu/{rank}" for rank in range(world.size)])]
+    store.set(f"gpu/read/{world.rank}", "")
+    if world.is_main:  # it may hold the store, which has to be there until all have read
+        store.wait([f"gpu/read/{rank}" for rank in range(world.size)])
     if (problem := shared_gpus(gpus)) and not may_share_gpus():
         raise BadInput(problem)
 

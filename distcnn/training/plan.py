@@ -46,7 +46,10 @@ def make_plan(
     device: str,
     threads: int,
 ) -> Plan:
-    """Turn durations into steps and the global batch into each rank's share. Raises BadInput for an empty epoch."""
+    """Turn durations into steps and the global batch into each rank's share.
+
+    Raises BadInput for an empty epoch, or for ranks that would wait for each other without end.
+    """
     batch = config.train.batch_size
     micro = config.train.micro_batch or batch // world_size
     steps_per_epoch = train_images // batch if config.train.drop_last else -(-train_images // batch)
@@ -55,6 +58,9 @@ def make_plan(
             f"train.drop_last = true, train.batch_size = {batch}: {train_images} training images do not fill one "
             "batch; use a smaller batch or drop_last: false"
         )
+    if config.model.sync_batchnorm and not config.train.drop_last:
+        if problem := _uneven_forwards(train_images % batch, batch // world_size, micro, world_size):
+            raise BadInput(problem)
     return Plan(
         train_images=train_images,
         test_images=test_images,
@@ -72,6 +78,27 @@ def make_plan(
         device=device,
         precision=config.train.precision,
         threads=threads,
+    )
+
+
+def _uneven_forwards(short: int, share: int, micro: int, world_size: int) -> str:
+    """What is wrong with an epoch's last batch of `short` images under SyncBatchNorm; empty if nothing is.
+
+    It exchanges statistics in every forward and backward, so a rank with fewer of them leaves the others waiting, and
+    a rank's dummy micro-batch, which otherwise counts for nothing, would be part of the statistics.
+    """
+
+    def even(size: int) -> bool:
+        return -(-short // size) % world_size == 0
+
+    if even(micro):
+        return ""
+    fits = [size for size in range(1, share + 1) if share % size == 0 and even(size)]
+    return (
+        f"model.sync_batchnorm, train.micro_batch = {micro}: an epoch's last batch, of {short} images, makes "
+        f"{-(-short // micro)} micro-batches, which {world_size} ranks cannot share evenly, and SyncBatchNorm waits for "
+        "all ranks in every forward: set train.drop_last true"
+        + (f", or train.micro_batch to {', '.join(map(str, fits[-4:]))}" if fits else "")
     )
 
 

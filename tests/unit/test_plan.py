@@ -1,12 +1,14 @@
 """The arithmetic of a run, and the learning rate at every step."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from distcnn.config import CheckpointConfig, Config, EvalConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.config import CheckpointConfig, Config, EvalConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.data.samplers import MicroBatchSampler
 from distcnn.errors import BadInput
 from distcnn.training.plan import Schedule, make_plan, scaled_lr, to_steps
 
@@ -147,3 +149,39 @@ def test_a_warm_up_as_long_as_the_training(name):
     assert len(rates(10, name=name, warmup="9step")) == 10
     with pytest.raises(BadInput, match=r"schedule\.warmup = 10step, train\.duration = 10step"):
         rates(10, name=name, warmup="10step")
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize(("micro", "accumulation"), [(1, 3), (3, 1), (2, 4), (6, 2), (5, 3)])
+def test_under_sync_batchnorm_all_ranks_compute_equally_often(world, micro, accumulation):
+    """Over a grid of sizes: what is let through gives each rank as many forwards in every step, none of them a dummy;
+    what is refused does not; and the sizes that the message offers are let through."""
+    batch = micro * accumulation * world
+    train = TrainConfig(batch_size=batch, micro_batch=micro, device="cuda")
+    config = Config(train=train, model=ModelConfig(sync_batchnorm=True))
+    seen = set()
+    for images in range(2 * batch, 3 * batch):
+        steps = []
+        for rank in range(world):
+            sampler = MicroBatchSampler(images, batch_size=batch, micro_batch=micro, rank=rank, world_size=world)
+            steps.append([(micro.last, micro.share > 0) for micro in sampler.micro_batches()])
+        alike = all(own == steps[0] for own in steps) and all(real for own in steps for _, real in own)
+        seen.add(alike)
+        if alike:
+            plan_of(config, images, world)
+            continue
+        with pytest.raises(BadInput, match="cannot share evenly") as error:
+            plan_of(config, images, world)
+        dropped = replace(config, train=replace(train, drop_last=True))
+        plan_of(dropped, images, world)
+        _, found, sizes = str(error.value).partition("train.micro_batch to ")
+        for size in sizes.split(", ") if found else ():
+            plan_of(replace(config, train=replace(train, micro_batch=int(size))), images, world)
+    assert seen == {True, False}
+
+
+def test_without_sync_batchnorm_any_last_batch_will_do():
+    plan_of(Config(train=TrainConfig(batch_size=128, micro_batch=32)), 50_000, 2)
+    train = TrainConfig(batch_size=128, micro_batch=32, device="cuda")
+    with pytest.raises(BadInput, match="of 80 images, makes 3 micro-batches, which 2 ranks"):
+        plan_of(Config(train=train, model=ModelConfig(sync_batchnorm=True)), 50_000, 2)
