@@ -111,6 +111,43 @@ def test_ranks_with_different_settings_do_not_train_together(synthetic, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "problem"),
+    [
+        ("abc", ""),
+        ("aba", "ranks 0, 2 have the same GPU, a:"),
+        ("aaa", "ranks 0, 1, 2 have the same GPU, a:"),
+        ("abba", "ranks 0, 3 have the same GPU, a; ranks 1, 2 have the same GPU, b:"),
+    ],
+)
+def test_ranks_with_one_gpu_are_refused_and_what_is_on_the_host_needs_none(gpus, problem):
+    ranks = [{**one, "GPU": gpu} for one, gpu in zip(bare(len(gpus)), gpus, strict=True)]
+    outcome = run_ranks([], ranks, program=["-m", "tests.distributed.shared_gpus"])
+    assert outcome.codes == [0] * len(gpus), outcome.err
+    said = outcome.out.splitlines()
+    if problem:
+        assert all(f"rank {rank}: train.device: {problem}" in line for rank, line in enumerate(said))
+        assert all("train.backend gloo" in line for line in said)
+    else:
+        assert said == [f"rank {rank}: [0, 1, 2] of rank 0 6" for rank in range(3)]
+
+
+def test_without_a_gpu_nccl_says_so_and_none_waits():
+    ranks = [{**one, "GPU": f"{rank}"} for rank, one in enumerate(bare(2))]
+    program = """
+import os, torch
+from distcnn.parallel import meeting
+from distcnn.parallel.world import world_from
+meeting.gpu_identity = lambda _: os.environ["GPU"]
+try:
+    with meeting.process_group(world_from(os.environ), device=torch.device("cuda", 0), backend="nccl", timeout_s=60): pass
+except Exception as error:
+    print(type(error).__name__, "could not meet the others at" in str(error))
+"""
+    outcome = run_ranks([], ranks, program=["-c", program])
+    assert outcome.out.splitlines() == ["NoMeeting True"] * 2, outcome.err
+
+
 def test_a_group_does_not_hear_the_one_before_it():
     """Ranks of a torchrun agent's store, which keeps what ranks that have died since have said."""
     store = dist.HashStore()

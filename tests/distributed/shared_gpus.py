@@ -1,0 +1,35 @@
+"""Run on ranks whose GPUs are pretended: their identities stand in GPU. What is said of them, and what goes over gloo.
+
+Where no two are the same the group is made as for NCCL, with a backend that exchanges nothing in its place: what is on
+the host goes over gloo all the same.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg
+
+from distcnn.errors import BadInput
+from distcnn.parallel import meeting
+from distcnn.parallel.collectives import check_same, gather_objects, on_main, sum_ranks
+from distcnn.parallel.world import world_from
+
+init = dist.init_process_group
+
+
+def without_nccl(backend: str, device_id: torch.device, **options: object) -> None:
+    init(backend.replace("nccl", "fake"), **options)
+
+
+dist.init_process_group = without_nccl
+meeting.gpu_identity = lambda _: os.environ["GPU"]
+world = world_from(os.environ)
+try:
+    with meeting.process_group(world, device=torch.device("cuda", 0), backend="nccl", timeout_s=60):
+        check_same({"what": 1})
+        ranks, answer = gather_objects(world.rank), on_main(lambda: "of rank 0", "rank 0")
+        total = int(sum_ranks(torch.tensor(world.rank + 1)))
+        print(f"rank {world.rank}: {ranks} {answer} {total}")
+except BadInput as error:
+    print(f"rank {world.rank}: {error}")
