@@ -1,0 +1,179 @@
+"""T3 to T6: no wait for the device, and the same bits: again, after a fault, through NCCL."""
+
+import json
+import shutil
+import subprocess
+import sys
+from itertools import product
+
+from distcnn.build import prepare
+from distcnn.parallel.signals import StopRequest
+from distcnn.parallel.world import World
+from distcnn.parse import Settings as Parsed
+from distcnn.tools.measure import Steps
+from distcnn.training.loop import train_step
+from tests.gpu.suite import Place, Skip, expect
+from tests.gpu.suites import CORRECT
+from tests.gpu.work import (
+    OWN_NETS,
+    Settings,
+    base,
+    config,
+    environment,
+    no_host_sync,
+    runs,
+    same,
+    train,
+    train_beside,
+    words,
+)
+from tests.ranks import clean_environment, start
+
+
+class Unwatched:
+    """In the place of the watchdog."""
+
+    def enter(self, phase: str) -> None:
+        """Nobody is told."""
+
+
+def steps_of(settings: Settings) -> Steps:
+    """The training steps of a run, in this process."""
+    chosen = Parsed().read_arguments(words(settings | {"train.drop_last": True})).check(1)
+    return Steps(chosen, World(), prepare(chosen, World()), StopRequest())
+
+
+def synced(place: Place, settings: Settings) -> str:
+    """What made the host wait in three steps after the first; nothing, as it should be."""
+    steps = steps_of(settings)
+
+    def step() -> None:
+        train_step(steps.engine, steps.stream, steps.running, 0.01, 0.1, Unwatched())
+
+    step()  # makes the epoch's order on the host, and the optimizer's state
+    try:
+        with no_host_sync(place):
+            for _ in range(3):
+                step()
+    except Exception as error:
+        return str(error).strip().splitlines()[0]
+    finally:
+        steps.close()
+    return ""
+
+
+@CORRECT.check("T3", "no step makes the host wait for the device", "none of all kinds", 40, first=True)
+def t3(place: Place) -> str:
+    precisions = ["fp32", "bf16", "bf16-master", *(["fp16"] if place.cuda else [])]
+    micro = place.of((256, 64), (40, 20))
+    kinds = list(product(("sgd", "adamw", "muon"), precisions, ("resident", "streaming"), micro))
+    kinds = [kind for kind in kinds if kind[:2] != ("muon", "fp16")]
+    if place.toy:
+        kinds = [kinds[0], kinds[5], kinds[-4]]
+    found = {}
+    for optimizer, precision, loader, size in kinds:
+        settings = base(
+            place, model__name="resnet9", model__args={"width": 8}, optim__name=optimizer, train__precision=precision,
+            data__loader=loader, data__workers=place.of(2, 0), train__micro_batch=size, train__clip_norm=1.0,
+        )  # fmt: skip
+        if problem := synced(place, settings):
+            found[f"{optimizer} {precision} {loader} {size}"] = problem
+    place.note(kinds=len(kinds), synced=found)
+    expect(not found, f"{len(found)} of {len(kinds)} wait; {next(iter(found.items()), '')}")
+    return f"0 of {len(kinds)} kinds"
+
+
+@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 70, first=True)
+def t4(place: Place) -> str:
+    jobs: dict[str, Settings] = {}
+    for name, precision in product(place.of(OWN_NETS, OWN_NETS[:1]), place.of(("fp32", "bf16"), ("fp32",))):
+        jobs[f"{name}-{precision}"] = base(place, model__name=name, train__precision=precision)
+    if not place.toy:
+        jobs["resnet50-bf16"] = base(place, model__name="resnet50", train__precision="bf16")
+        jobs["free-resnet9"] = base(place, model__name="resnet9", train__deterministic=False)
+        jobs["free-resnet50"] = base(place, model__name="resnet50", train__deterministic=False)
+    strict = {"strict-resnet9": base(
+        place, model__name="tests.gpu.nets:Net", train__precision="bf16", train__deterministic="strict")}  # fmt: skip
+    batches = [{f"{name}-{turn}": job for name, job in part.items()} for part in (jobs, strict) for turn in (1, 2)]
+    if place.toy:  # one process after all the jobs, thus the strict ones too
+        batches = [batches[0] | batches[2], batches[1] | batches[3]]
+    train_beside(place, *batches)
+    equal = {name: same(runs(place) / f"{name}-1", runs(place) / f"{name}-2") for name in [*jobs, *strict]}
+    place.note(equal=equal)
+    wrong = [name for name, one in equal.items() if not one and not name.startswith("free")]
+    free = {name: "equal" if one else "other bits" for name, one in equal.items() if name.startswith("free")}
+    expect(not wrong, f"other bits: {', '.join(wrong)}")
+    own = [name for name in equal if name not in free]
+    return f"{len(own)} of {len(own)} equal" + "".join(f"; deterministic false, {n}: {one}" for n, one in free.items())
+
+
+@CORRECT.check(
+    "T5", "killed, or stopped by USR1, in mid-epoch, and resumed", "equal bits; exit code 75 for USR1", 40, first=True
+)
+def t5(place: Place) -> str:
+    number = place.of(4 * 37, 4 * 3)  # forwards; four a step
+    often = {"checkpoint.every": place.of("10step", "2step"), "checkpoint.resume": "auto", "tracking.log_every": 1}
+    resident = base(place, model__name="tests.gpu.nets:Net", optim__name="adamw", train__ema=0.9) | often
+    streaming = resident | {"data.loader": "streaming", "data.workers": place.of(4, 1)}
+    kinds = {"straight": (resident, "none", 0), "killed": (resident, "SIGKILL", -9), "usr1": (resident, "SIGUSR1", 75),
+             "streamed": (streaming, "SIGKILL", -9)}  # fmt: skip
+    expected = {name: code for name, (_, _, code) in kinds.items()}
+    if place.toy:
+        kinds, expected = ({name: one[name] for name in ("straight", "streamed")} for one in (kinds, expected))
+
+    def all_at_once(names: list[str]) -> dict[str, int]:
+        started = {}
+        try:
+            for name in names:
+                settings, fault, _ = kinds[name]
+                known = environment(place, FAULT=f"{fault}:0:{number}", FAULT_MARK=str(place.home / f"{name}.mark"))
+                started[name] = start(config(place, settings, name), cwd=place.home, **known)
+            return {name: ranks.wait(3600)[0] for name, ranks in started.items()}
+        finally:
+            for ranks in started.values():
+                ranks.close()
+
+    codes = all_at_once(list(kinds))
+    expect(codes == expected, f"first exit codes {codes}")
+    hit = [name for name in kinds if name != "straight"]
+    codes = all_at_once(hit)
+    expect(set(codes.values()) == {0}, f"resumed exit codes {codes}")
+    wrong = [name for name in hit if not same(runs(place) / name, runs(place) / "straight")]
+    expect(not wrong, f"other bits: {', '.join(wrong)}")
+    return f"{len(hit)} of {len(hit)} equal" + "; USR1 ended with 75" * ("usr1" in hit)
+
+
+@CORRECT.check(
+    "T6", "a group of one rank over NCCL, against no group", "equal bits; memory pressed, still finite", 40, first=True
+)
+def t6(place: Place) -> str:
+    group, kinds = "nccl" if place.cuda else "gloo", {}
+    for precision, sums in (("fp32", "fp64"), ("fp32", "fp32"), ("bf16-master", "fp64")):
+        settings = base(place, model__name="resnet9", model__args={"width": 8}, train__precision=precision)
+        kinds[f"{precision}-{sums}"] = settings | {"train.gradient_sum": sums}
+    pressed = base(place, model__name="tests.gpu.nets:pressed", train__duration=place.of("200step", "6step"))
+    kinds["pressed"] = pressed
+    alone = {f"alone-{name}": job for name, job in kinds.items()}
+    grouped = {f"group-{name}": job for name, job in kinds.items()}
+    train(place, alone | grouped, group=dict.fromkeys(grouped, group))
+    equal = {name: same(runs(place) / f"alone-{name}", runs(place) / f"group-{name}") for name in kinds}
+    place.note(equal=equal, backend=group)
+    expect(all(equal.values()), f"other bits: {', '.join(name for name, one in equal.items() if not one)}")
+    return f"{len(equal)} of {len(equal)} equal over {group}"
+
+
+@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 60)
+def t15(place: Place) -> str:
+    place.needs_cuda()
+    if shutil.which("compute-sanitizer") is None:
+        raise Skip("no compute-sanitizer")
+    settings = base(place, model__name="tests.gpu.nets:pressed", train__duration="2step", name="checked")
+    jobs = place.home / "jobs.json"
+    jobs.write_text(json.dumps([{"group": "nccl", "settings": settings}]), encoding="utf-8")
+    within = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable]
+    known = clean_environment() | environment(place, shared=True, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    done = subprocess.run(
+        [*within, "-m", "tests.gpu.trainings", str(jobs)], env=known, capture_output=True, text=True, check=False
+    )
+    expect(done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1])
+    return "0 errors"
