@@ -14,6 +14,7 @@ from distcnn.data.folder import decode
 from distcnn.data.samplers import evaluation_batches
 from distcnn.parallel.collectives import gather_objects
 from distcnn.parallel.engine import autocast
+from distcnn.parallel.memory import explained, prediction_cures
 from distcnn.parallel.world import World, cores
 from distcnn.trained import Trained, load_model
 from distcnn.training.views import averaged_logits
@@ -46,12 +47,16 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, images: NDArray[np.uint8]) -> Tensor:
-        """[n, S, S, 3] uint8, as `decode` gives them → [n, classes] float32 on the CPU; over the run's views."""
+        """[n, S, S, 3] uint8, as `decode` gives them → [n, classes] float32 on the CPU; over the run's views.
+
+        Raises OutOfMemoryError (of distcnn.errors) for more images than the device can take at once.
+        """
         trained, pre = self.trained, self.preprocess
-        with autocast(trained.device, trained.config.train.precision):
-            inputs = pre.input(pre.to_device(torch.from_numpy(np.require(images, requirements="W"))))
-            logits = averaged_logits(trained.model, inputs, trained.config.eval.views)
-        return logits.softmax(dim=1).cpu()
+        with explained(trained.device, lambda: prediction_cures(len(images))):
+            with autocast(trained.device, trained.config.train.precision):
+                inputs = pre.input(pre.to_device(torch.from_numpy(np.require(images, requirements="W"))))
+                logits = averaged_logits(trained.model, inputs, trained.config.eval.views)
+            return logits.softmax(dim=1).cpu()
 
     def decode(self, path: str | Path) -> NDArray[np.uint8]:
         """Any image that Pillow reads → [S, S, 3] uint8, as in training. Raises what Pillow raises."""

@@ -23,7 +23,7 @@ from distcnn.parallel.collectives import on_main
 from distcnn.parallel.device import backend_of
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
-from distcnn.parallel.memory import evaluation_cures, explained
+from distcnn.parallel.memory import evaluation_cures, explained, shared
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
@@ -73,13 +73,14 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         process_group(
             world, device=parts.device, backend=backend_of(config, parts.device), timeout_s=config.train.timeout
         ) as store,
+        shared(store),
         ExitStack() as held,
     ):
         step = parts.saved["state"]["step"] if parts.saved else 0
         check_alike(config, world, plan, step)
         folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
-        enough_memory = partial(explained, parts.device, lambda: training_cures(config, parts), store)
+        enough_memory = partial(explained, parts.device, lambda: training_cures(config, parts))
         with enough_memory():
             engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
         test = EvaluationLoader(parts.test_data, config.eval.batch_size, loader.preprocess, world.rank, world.size)
@@ -96,7 +97,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         if parts.saved:
             averages.load_state_dict(parts.saved["averages"])
         described = _described(config, parts)
-        watch = Watchdog(world, store, config.train.timeout, stop.end)
+        watch = Watchdog(world, store, config.train.timeout, stop.end, parts.device, folder)
         watch.steps_done(state.step)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
         grace = os.environ.get("DISTCNN_GRACE", "")
@@ -111,7 +112,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         def evaluate_test() -> Evaluation:
             with averages.in_place():
-                found = _evaluate_on(model, test, config, store, watch)
+                found = _evaluate_on(model, test, config, watch)
             if world.is_main:
                 with suppress(OSError):  # a full disk: it is for the report only
                     save_predictions(folder / "predictions.npz", found, parts.test_data, state.step)
@@ -129,7 +130,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         on_main(open_trackers, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
         try:
-            with watch, enough_memory():
+            with watch, shared(store), enough_memory():
                 evaluation = fit(
                     engine, loader, plan, parts.schedule, state, trackers.log,
                     evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
@@ -183,11 +184,13 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     if data.images.shape[1] != size:
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     backend = backend_of(config, trained.device)
-    with process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store:
-        test = EvaluationLoader(
-            data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False
-        )  # one pass
-        result = _evaluate_on(trained.model, test, config, store)
+    # Nothing is kept on the device: it is one pass.
+    test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
+    with (
+        process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store,
+        shared(store),
+    ):
+        result = _evaluate_on(trained.model, test, config)
     return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
 
 
@@ -202,15 +205,14 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _evaluate_on(
-    model: nn.Module, test: EvaluationLoader, config: Config, store: Any, watch: Watchdog | None = None
-) -> Evaluation:
+def _evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watchdog | None = None) -> Evaluation:
     size, data, device = test.batch_size, test.data, test.preprocess.device
-    with explained(device, lambda: evaluation_cures(size), store):
+    with explained(device, lambda: evaluation_cures(size)):
         return evaluate(
             model, test if watch is None else watch.each(test, "evaluation"), len(data), size, data.classes, device,
             lambda: autocast(device, config.train.precision),
             config.eval.views, "holdout" if config.data.holdout else "test",
+            **({} if watch is None else {"wait": watch.wait_for_device}),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from distcnn.data.augment import Normalize
 from distcnn.data.loader import Preprocess
 from distcnn.errors import BadInput
 from distcnn.parallel.device import device_problems, set_up_device
+from distcnn.parallel.memory import explained
 from distcnn.parallel.world import World
 from distcnn.parse import Overrides, saved_settings
 from distcnn.training.averaging import Averages
@@ -67,7 +68,8 @@ def load_model(
     load_weights(model, saved, path)
     # Not compiled, whatever the run was: for one pass over some images that takes longer than it saves, and the last,
     # smaller batch would be compiled anew.
-    model = place(model, config, device, compile=False)
+    with explained(device, lambda: ["the model alone is too much for it now: train.device cpu is another place"]):
+        model = place(model, config, device, compile=False)
     averages = Averages(model, config.train)
     averages.load_state_dict(saved["averages"])
     averages.apply()

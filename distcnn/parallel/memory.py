@@ -72,28 +72,46 @@ def evaluation_cures(batch_size: int) -> list[str]:
     return [f"it was evaluating, eval.batch_size is {batch_size}: {max(1, batch_size // 4)} gives the same numbers"]
 
 
+def prediction_cures(images: int) -> list[str]:
+    """What makes a prediction of so many images at once smaller."""
+    if images == 1:
+        return ["it was predicting one image: a smaller model or smaller images are what is left"]
+    return [f"it was predicting {images} images at once: --batch-size {images // 2}, or so many in a call, needs less"]
+
+
 @contextmanager
-def explained(device: torch.device, cures: Callable[[], Sequence[str]], store: Any = None) -> Iterator[None]:
+def explained(device: torch.device, cures: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Where memory is not enough for what is done inside, raises an OutOfMemoryError that says what to change.
 
-    `cures` gives the lines that say it; it is asked only then. `store` is the process group's: the first rank with too
-    little memory leaves its message there. Whoever fails after that, by its own lack of memory or because it has lost
-    that rank, raises the same message: rank 0, which writes metrics.jsonl, need not be the one with too little.
+    `cures` gives the lines that say it; it is asked only then.
     """
     try:
         yield
     except RuntimeError as error:
-        own = _message(error, device, cures()) if _LACKING.search(f"{type(error).__name__}: {error}") else ""
-        said = _first_said(store, own)
-        if not said:
+        if not _LACKING.search(f"{type(error).__name__}: {error}"):
             raise
-        raise OutOfMemoryError(said, own=said == own) from error
+        raise OutOfMemoryError(_message(error, device, cures())) from error
+
+
+@contextmanager
+def shared(store: Any) -> Iterator[None]:
+    """All ranks of a process group raise the OutOfMemoryError of the first one that does. No collective.
+
+    That one leaves its message in the group's `store`, None for a single rank. The others fail after it, by too little
+    memory of their own or because they have lost it: rank 0, which writes metrics.jsonl, need not be the first.
+    """
+    try:
+        yield
+    except (OutOfMemoryError, RuntimeError) as error:
+        own = str(error) if isinstance(error, OutOfMemoryError) else ""
+        said = own if store is None else _first_said(store, own)
+        if said == own:
+            raise
+        raise OutOfMemoryError(said, own=False) from error
 
 
 def _first_said(store: Any, own: str) -> str:
     """The message of the first rank with too little memory, this one if nobody was before it; empty for none."""
-    if store is None:
-        return own
 
     def ask() -> bytes:
         if own:

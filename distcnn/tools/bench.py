@@ -64,10 +64,11 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     """What `--json` prints; on all ranks."""
     import torch
 
-    from distcnn.build import check_alike, engine_of, prepare
+    from distcnn.build import check_alike, engine_of, prepare, training_cures
     from distcnn.config import CheckpointConfig
     from distcnn.parallel.device import backend_of
     from distcnn.parallel.meeting import process_group
+    from distcnn.parallel.memory import explained, shared
     from distcnn.parallel.signals import StopRequest
     from distcnn.tools import measure as measured
 
@@ -79,7 +80,11 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     if precision == "fp16":
         dtypes["fp16"] = torch.float16
     backend = backend_of(config, device)
-    with process_group(world, device=device, backend=backend, timeout_s=config.train.timeout):
+    with (
+        process_group(world, device=device, backend=backend, timeout_s=config.train.timeout) as store,
+        shared(store),
+        explained(device, lambda: training_cures(config, parts)),
+    ):
         check_alike(config, world, plan)
         stop = StopRequest()  # hears no signal: it is there for the ranks' exchange, which is a part of a step
         stop.begin(config.train.timeout)

@@ -95,3 +95,17 @@ def test_a_config_and_a_mapping_are_the_same_run(result, tmp_path):
 
 def _test_images(result: run.Result) -> ImageSet:
     return sources.load(trained.load_model(result.folder).config.data, "test")
+
+
+def test_a_model_is_not_compiled_for_a_single_pass(result, monkeypatch):
+    """Whatever its run was: the compiler would take longer than it saves, and again for the last, smaller batch."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: compiled.append(model))
+    found = distcnn.evaluate(result.folder, {"model.compile": True})
+    assert found["correct"] == result.evaluation.correct
+    distcnn.Predictor(distcnn.load_model(result.folder, {"model.compile": True})).probabilities(
+        _test_images(result).images[:3]
+    )
+    assert compiled == []
+    distcnn.train(SMALL, {"output_dir": str(result.folder.parent), "name": "compiled", "model.compile": True})
+    assert len(compiled) == 1
