@@ -1,0 +1,252 @@
+"""What is said where memory is not enough: which rank, what it asked for, which settings of this run need less."""
+
+import os
+from queue import Queue
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import distcnn
+from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError
+from distcnn.parallel import memory
+from distcnn.parallel.memory import (
+    evaluation_cures,
+    explained,
+    fits,
+    in_words,
+    prediction_cures,
+    resident_problem,
+    shared,
+    training_cures,
+)
+from tests.records import metrics
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+GIB = 2**30
+CUDA_WORDS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB of which 1.50 GiB is "
+    "free. Including non-PyTorch memory, this process has 77.60 GiB memory in use."
+)
+RUN = {
+    "data": {"source": "synthetic", "synthetic_train": 96, "synthetic_test": 32, "image_size": 8},
+    "train": {"duration": "2step", "batch_size": 48, "threads": 1}, "model": {"name": "resnet9", "args": {"width": 4}},
+    "tracking": {"wandb": "disabled", "console": False, "report": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "problem"),
+    [
+        (75, 100, ""),
+        (76, 100, "76 bytes"),
+        (0, 0, ""),
+        # ImageNet at 128 pixels on a card of 80 GB, and at 224, which no such card holds.
+        (int(58.6 * GIB), int(78.5 * GIB), ""),
+        (
+            int(179.6 * GIB),
+            int(78.5 * GIB),
+            "data.loader = resident: the training images need 180 GiB on each rank's GPU; 78.5 GiB are free there, of "
+            "which 25% stays with the network: set data.loader streaming",
+        ),
+    ],
+)
+def test_images_may_take_three_quarters_of_what_is_free(needed, free, problem):
+    found = resident_problem(needed, free)
+    assert problem in found
+    assert bool(found) == bool(problem) == (not fits(needed, free))
+
+
+def test_settings_that_need_less_are_named_with_this_runs_numbers():
+    assert training_cures(512, 512) == ["train.micro_batch is 512: sizes that take less and divide are 256, 128, 64"]
+    assert training_cures(5, 15) == ["train.micro_batch is 5: sizes that take less and divide are 3, 1"]
+    assert training_cures(1, 15) == [
+        "train.micro_batch is 1 already: a smaller model or smaller images are what is left"
+    ]
+    assert training_cures(2, 2, 150 * 2**20)[1] == (
+        "data.loader is resident: streaming leaves 150 MiB of training images on the host"
+    )
+    assert "eval.batch_size is 1000: 250 gives the same numbers" in evaluation_cures(1000)[0]
+    assert "eval.batch_size is 2: 1 gives" in evaluation_cures(2)[0]
+    assert "--batch-size 128, or so many in a call" in prediction_cures(256)[0]
+    assert "smaller model" in evaluation_cures(1)[0]
+    assert "smaller model" in prediction_cures(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (200 * 2**20, "200 MiB"), (3 * 2**40, "3.0 TiB")],
+)
+def test_bytes_in_words(size, words):
+    assert in_words(size) == words
+
+
+def lack(error, device=CPU, cures=("a cure", "another")):
+    """The message that an error becomes."""
+    with pytest.raises(OutOfMemoryError) as raised, explained(device, lambda: cures):
+        raise error
+    assert raised.value.__cause__ is error
+    assert raised.value.own
+    return str(raised.value).splitlines()
+
+
+def test_a_gpu_without_memory_is_described(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB * 3 // 2, 80 * GIB) if device == GPU else 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 70 * GIB if device == GPU else 0)
+    first, *cures = lack(torch.OutOfMemoryError(CUDA_WORDS), GPU)
+    assert first.startswith(f"rank 3 on {os.uname().nodename} ran out of memory on cuda:1: it asked for 2.00 GiB, ")
+    assert first.endswith(", 1.5 GiB of 80.0 GiB were free, its own tensors held 70.0 GiB")
+    assert cures == ["a cure", "another"]
+
+
+def test_a_gpu_that_does_not_even_tell_its_memory(monkeypatch):
+    def fail(_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    assert lack(RuntimeError("CUDA error: out of memory"), GPU)[0].endswith("on cuda:1: it asked for some")
+
+
+def test_the_hosts_memory_is_named_as_such():
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(10**15, dtype=torch.float64)
+    first, *_ = lack(real.value, GPU)
+    assert "ran out of memory on cpu: it asked for 7276 TiB, " in first
+    assert first.endswith(" were available")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    ],
+)
+def test_other_words_for_it(words):
+    assert "ran out of memory" in lack(RuntimeError(words))[0]
+
+
+def test_what_is_no_lack_of_memory_passes():
+    def never():
+        raise AssertionError("nobody asks for cures")
+
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), BadInput("y")):
+        with pytest.raises(type(error)) as raised, explained(CPU, never):
+            raise error
+        assert raised.value is error
+
+
+def test_all_ranks_raise_the_message_of_the_first():
+    store = dist.HashStore()
+    own = OutOfMemoryError("rank 1 had too little\ncure")
+    with pytest.raises(OutOfMemoryError) as first, shared(store):
+        raise own
+    assert first.value is own
+    for error in (OutOfMemoryError("rank 2 too"), RuntimeError("gloo/transport: Connection closed by peer")):
+        with (
+            pytest.raises(OutOfMemoryError, match="rank 1 had too little\ncure") as raised,
+            shared(store),
+            shared(store),
+        ):
+            raise error
+        assert not raised.value.own
+        assert raised.value.__cause__ is not None
+    for error in (ValueError("of the user"), DistcnnError("said already")):
+        with pytest.raises(type(error)) as other, shared(store):
+            raise error
+        assert other.value is error
+
+
+def test_where_nobody_lacked_memory_a_lost_contact_stays_one(monkeypatch):
+    class Gone:
+        def check(self, _):
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    class Silent:
+        def check(self, _):
+            left.get()
+
+    left: Queue[None] = Queue()
+    monkeypatch.setattr(memory, "_PATIENCE_S", 0.05)
+    lost = RuntimeError("gloo/transport: Connection closed by peer")
+    for store in (None, dist.HashStore(), Gone(), Silent()):
+        with pytest.raises(RuntimeError) as raised, shared(store):
+            raise lost
+        assert raised.value is lost
+    left.put(None)  # the thread that asked ends
+
+
+class Greedy(nn.Linear):
+    """Has too little memory, in training or in evaluation."""
+
+    trains = True
+
+    def forward(self, x):
+        if self.training == self.trains and x.device.type != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("trains", "cure"),
+    [
+        (True, "train.micro_batch is 48: sizes that take less and divide are 24, 16, 12"),
+        (False, "it was evaluating, eval.batch_size is 16: 4 gives the same numbers"),
+    ],
+    ids=["training", "evaluation"],
+)
+def test_a_training_ends_with_one_error_which_its_log_holds(tmp_path, monkeypatch, trains, cure):
+    monkeypatch.setattr(nn, "Linear", Greedy)
+    monkeypatch.setattr(Greedy, "trains", trains)
+    with pytest.raises(OutOfMemoryError) as raised:
+        distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "run", "eval.batch_size": 16})
+    first, second = str(raised.value).splitlines()
+    assert "rank 0 on" in first
+    assert "it asked for 3.00 GiB" in first
+    assert second == cure
+    (failed,) = [line for line in metrics(tmp_path / "run") if line.get("event") == "failed"]
+    assert failed["message"] == f"OutOfMemoryError: {first}; {second}"
+
+
+def test_evaluate_predict_and_load_say_it_too(tmp_path, monkeypatch):
+    result = distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "run"})
+    predictor = distcnn.Predictor(result.folder)
+    images = torch.zeros(6, 8, 8, 3, dtype=torch.uint8).numpy()
+
+    def lack_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr("distcnn.run.evaluate", lack_memory)
+    with pytest.raises(OutOfMemoryError, match=r"it was evaluating, eval\.batch_size is "):
+        distcnn.evaluate(result.folder)
+    monkeypatch.setattr(predictor.trained.model, "forward", lack_memory)
+    with pytest.raises(OutOfMemoryError, match="predicting 6 images at once: --batch-size 3"):
+        predictor.probabilities(images)
+    for home in ("build", "trained"):
+        monkeypatch.setattr(f"distcnn.{home}.place", lack_memory)
+    with pytest.raises(OutOfMemoryError, match=r"train\.device cpu"):
+        distcnn.load_model(result.folder)
+    with pytest.raises(OutOfMemoryError, match="who else uses it"):
+        distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "other"})
+    assert not (tmp_path / "other").exists()
+
+
+def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_path, monkeypatch):
+    """The GPU is a pretence: nothing is to be asked of it before its memory."""
+    monkeypatch.setattr("distcnn.build.set_up_device", lambda *_: (GPU, 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000, 80 * GIB) if device == GPU else 0)
+
+    def too_late(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("distcnn.run.process_group", too_late)
+    overrides = {"output_dir": str(tmp_path), "name": "run"}
+    with pytest.raises(BadInput, match=r"need 18\.8 KiB .* 19\.5 KiB are free there.* set data\.loader streaming"):
+        distcnn.train(RUN, overrides)
+    assert list(tmp_path.iterdir()) == []
+    # Streamed, it goes on, to what needs the GPU.
+    monkeypatch.setattr("distcnn.build.models.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built")))
+    with pytest.raises(LookupError, match="built"):
+        distcnn.train(RUN, overrides | {"data.loader": "streaming"})
