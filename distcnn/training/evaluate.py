@@ -73,12 +73,14 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]],
     views: Views = "one",
     split: str = "test",
+    wait: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """Evaluate the unwrapped `model` on this rank's (batch number, images, labels); `size` images over all ranks.
 
     Called on all ranks, also on those without a batch: the all-reduces stand behind the loop. What belongs to a
     batch or an image travels in a place of its own, where the other ranks hold zeros, and the losses are summed in the
-    batches' order, so that all of it is the same to the bit at every world size.
+    batches' order, so that all of it is the same to the bit at every world size. `wait` is called before the host reads
+    what the device has summed: where a rank has died, it may raise instead of waiting for the device without end.
     """
     k = len(classes)
     shown = min(5, k)
@@ -100,6 +102,7 @@ def evaluate(
     model.train(was_training)
     for own in (counts, losses, best, probabilities):
         sum_ranks(own)
+    wait()
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
     return Evaluation(

@@ -18,6 +18,7 @@ from distcnn.records import Record, event
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
+from distcnn.training.host_bound import HostBound
 from distcnn.training.optim import set_rate
 from distcnn.training.plan import Plan, Schedule
 
@@ -62,7 +63,8 @@ def fit(
     all ranks with Stopped, the step saved.
     """
     running = RunningStatistics(engine.computed, plan.accumulation * plan.world_size)
-    losses = StepLosses(plan, schedule, state, log, engine.device, lambda: watch.waited_s)
+    host_bound = HostBound(plan, streaming=isinstance(loader, StreamingLoader))
+    losses = StepLosses(plan, schedule, state, log, watch, host_bound)
     evaluation = None
     engine.computed.train()
     while state.step < plan.steps:
@@ -160,7 +162,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
 class StepLosses:
     """Each step's loss stays on the device until a log point, where all ranks meet once for all steps since.
 
-    They tell each other too how long they were busy: all but the time, by `waited_s`, that they stood still for others.
+    They tell each other too how long they were busy: all but the time, by `watch`, that they stood still for others.
+    On a GPU it is the device's time that counts: the host only runs ahead of it.
     """
 
     def __init__(
@@ -169,12 +172,12 @@ class StepLosses:
         schedule: Schedule,
         state: TrainState,
         log: Callable[[Record], None],
-        device: torch.device,
-        waited_s: Callable[[], float],
+        watch: Watchdog,
+        host_bound: HostBound,
     ):
         self.plan, self.schedule, self.state, self.log = plan, schedule, state, log
         self.parts: list[torch.Tensor] = []
-        self.device, self.waited_s = device, waited_s
+        self.watch, self.host_bound = watch, host_bound
         self.restart_clock()
 
     @property
@@ -188,15 +191,21 @@ class StepLosses:
 
     def restart_clock(self) -> None:
         """Leave the time since the last log point (evaluation, saving) out of the throughput."""
-        self.started, self.waited_before = time.perf_counter(), self.waited_s()
+        self.started, self.waited_before = time.perf_counter(), self.watch.waited_s
+        self.data_before = self.watch.data_s
 
     def flush(self) -> None:
         """Log every step since the last time. Raises NonFiniteLoss on all ranks at the first bad one."""
         if not self.parts:
             return
-        own_s = time.perf_counter() - self.started - (self.waited_s() - self.waited_before)
-        own = torch.stack([*self.parts, torch.full_like(self.parts[0], own_s)])
-        by_rank = stack_ranks(own).cpu().double()  # [world, steps + 1]; the one wait for the device
+        others_s = self.watch.waited_s - self.waited_before
+        busy_s = time.perf_counter() - self.started - others_s
+        own = torch.stack(self.parts)
+        on_device = own.device.type == "cuda"
+        device_s = self.watch.wait_for_device()  # the one wait for it
+        if on_device:  # what is read then is complete, and goes from host to host
+            busy_s, own = self.watch.device_busy_s(), own.cpu()
+        by_rank = stack_ranks(torch.cat([own, own.new_tensor([busy_s])])).double()  # [world, steps + 1]
         seconds = time.perf_counter() - self.started
         busy = by_rank[:, -1].tolist()
         first = self.state.step - len(self.parts)
@@ -224,8 +233,13 @@ class StepLosses:
                     max(busy) / max(min(busy), 1e-9) - 1,
                 )
             self.log({**record, "images_per_s": images / seconds})
+        if on_device and (message := self.host_bound.log_point(seconds, device_s, others_s, self._data_s())):
+            self.log(event("host_bound", self.state.step, message))
         self.parts.clear()
         self.restart_clock()
+
+    def _data_s(self) -> float:
+        return self.watch.data_s - self.data_before
 
     def _images(self, step: int) -> int:
         done = step % self.plan.steps_per_epoch * self.plan.batch_size
