@@ -598,6 +598,8 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         Effect([None, 1e6], [same_numbers]),  # no gradient is as large
     ),
     "train.device": Effect(["cpu", "auto", "cuda"], [placed_where_it_can_be]),
+    "train.backend": Effect(["auto", "gloo", "nccl"], [
+        refused(None, None, "NCCL exchanges between GPUs"), lambda runs: same_numbers(runs[:2])]),
     "train.threads": Effect([1, 2], [
         plan_says("threads", 1, 2), values_are(lambda ran: {forward.threads for forward in ran.seen}, {1}, {2})]),
     "train.timeout": Effect([1, 2], [says("within 1 s (train.timeout)", "within 2 s (train.timeout)", code=1)],
@@ -662,8 +664,9 @@ ELSEWHERE = {
         "test_config.py::test_a_conflict_names_all_keys_involved",
     ),
     "train.deterministic": Elsewhere(
-        _ON_CUDA + "Not covered: what it does there. Covered: that the key is documented.",
-        "test_config.py::test_every_key_is_documented_with_its_type_and_default",
+        "It shows where an operation has a deterministic and another form, which distcnn's networks have on CUDA alone. "
+        "Covered: that strict refuses an operation that has none, and what cuDNN and the compiler are asked for.",
+        "test_device.py::test_strict_refuses_what_has_no_deterministic_form",
     ),
 }
 
