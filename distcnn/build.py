@@ -40,9 +40,8 @@ from distcnn.training.folder import find_resumed, unwritable
 from distcnn.training.optim import make_optimizer
 from distcnn.training.plan import Plan, Schedule, make_plan, to_steps
 
-_GRAPHS = (
-    64  # of a network: sizes of image and batch, in training and evaluation; beyond PyTorch's 8 it runs uncompiled
-)
+# Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
+_GRAPHS = 64
 INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
 
 
