@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -50,7 +51,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> Optimize
     if config.name == "muon":
         return Muon(groups, lr, config.momentum, fixed_norm=config.fixed_norm)
     if config.name == "sgd":
-        return SGD(groups, lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        sgd = SGD(groups, lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if config.momentum:
+            # Made here as zeros, which gives the same first step: made by a first step that fp16 then skips, the fused
+            # form's would stay uninitialised memory.
+            for p in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     make = Adam if config.name == "adam" else AdamW
     return make(groups, lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
