@@ -15,6 +15,7 @@ from distcnn.tools.command import command_parser
 
 if TYPE_CHECKING:
     from distcnn.parallel.world import World
+    from distcnn.tools.doctor_gpus import Gpu
     from distcnn.tools.doctor_local import Finding
 
 EPILOG = """examples:
@@ -23,9 +24,10 @@ EPILOG = """examples:
   srun -N 2 --ntasks-per-node=4 python -m distcnn doctor --json
 
 Start it as the training would be started: what a launcher sets is part of what it looks at. With several ranks it also
-measures their clocks, all-reduces and links. Nothing is left behind. The exit code is 1 if anything failed.
+measures their clocks, all-reduces and links, over NCCL if each rank has a GPU of its own, otherwise over gloo on the
+CPUs. Nothing is left behind. The exit code is 1 if anything failed.
 """
-_OF_ALL = ("clocks", "links")  # name their ranks themselves
+_OF_ALL = ("clocks", "links", "gpus", "nccl")  # name their ranks themselves
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
 
@@ -56,20 +58,13 @@ def run(arguments: list[str]) -> None:
         _report([Patient(0, socket.gethostname(), found)], {}, options.json)
         raise
     own = Patient(world.rank, socket.gethostname(), list(look(world, os.environ, output, cache)))
-    measured: dict[str, Any] = {}
-    patients = [own]
-    if world.size > 1:
-        try:
-            patients, measured = _together(own, world, options.timeout)
-        except NoMeeting as error:
-            cure = "are all ranks started, is the port open between the hosts, does MASTER_ADDR lead to rank 0's host?"
-            own.findings.append(Finding("meeting", "fail", str(error), cure))
-            _report([own], measured, options.json)
-            raise
-    if world.is_main:
-        _report(patients, measured, options.json)
-    if failed := [finding for patient in patients for finding in patient.findings if finding.health == "fail"]:
-        raise DistcnnError(f"{', '.join(dict.fromkeys(finding.what for finding in failed))}: see above")
+    try:
+        _together(own, world, options)
+    except NoMeeting as error:
+        cure = "are all ranks started, is the port open between the hosts, does MASTER_ADDR lead to rank 0's host?"
+        own.findings.append(Finding("meeting", "fail", str(error), cure))
+        _report([own], {}, options.json)
+        raise
 
 
 def _parted(problem: str) -> tuple[str, str]:
@@ -81,40 +76,55 @@ def _parted(problem: str) -> tuple[str, str]:
     return problem, ""
 
 
-def _together(own: Patient, world: "World", timeout_s: float) -> tuple[list[Patient], dict[str, Any]]:
-    """All ranks' patients, with what only they together can tell; and the measured tables. Raises NoMeeting."""
+def _together(own: Patient, world: "World", options: argparse.Namespace) -> None:
+    """Meet, measure what only all ranks together can tell, and print it on rank 0.
+
+    Raises NoMeeting; and DistcnnError where something failed, before the group is taken down: a rank may hang in it.
+    """
+    import torch
+
+    from distcnn.parallel.meeting import describe_network, process_group
+    from distcnn.tools import doctor_gpus
+    from distcnn.tools.doctor_local import Finding
+
+    torch.set_num_threads(1)
+    gpu = doctor_gpus.own_gpu(world, own.host)
+    own.findings.extend(doctor_gpus.usable(gpu))
+    patients, measured = [own], dict[str, Any]()
+    with process_group(world, device=torch.device("cpu"), timeout_s=options.timeout):
+        if world.size > 1:
+            own.findings.append(Finding("network", "ok", describe_network(world)))
+            patients, measured = _compared(own, gpu, world, options.timeout)
+        if world.is_main:
+            _report(patients, measured, options.json)
+        if failed := [finding.what for patient in patients for finding in patient.findings if finding.health == "fail"]:
+            raise DistcnnError(f"{', '.join(dict.fromkeys(failed))}: see above")
+
+
+def _compared(own: Patient, gpu: "Gpu", world: "World", timeout_s: float) -> tuple[list[Patient], dict[str, Any]]:
+    """All ranks' patients, with what only they together can tell; and the measured tables. Equal on all ranks."""
     import torch
 
     from distcnn.parallel.collectives import gather_objects
-    from distcnn.parallel.meeting import describe_network, process_group
+    from distcnn.tools import doctor_gpus
     from distcnn.tools import doctor_network as network
-    from distcnn.tools.doctor_local import Finding
 
-    cuda = torch.cuda.is_available() and world.gpu < torch.cuda.device_count()
-    device = torch.device("cuda", world.gpu) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    torch.set_num_threads(1)
-    with process_group(world, cuda=cuda, timeout_s=timeout_s):
-        own.findings.append(Finding("network", "ok", describe_network(world)))
-        patients = gather_objects(own)
-        hosts = [patient.host for patient in patients]
-        skews = network.clock_skew()
-        patients[0].findings.extend([*_versions_differ(patients), *_clocks(skews, hosts)])
-        table = network.all_reduces(device, world)
-        pairs = network.chosen_pairs(world.size)
-        found = network.links(device, world, pairs)
-        for _ in range(2):  # noise passes, a slow link stays slow
-            if not (suspects := network.slow_links(found, hosts)):
-                break
-            again = network.links(device, world, suspects)
-            found = {pair: max(speed, again.get(pair, 0.0)) for pair, speed in found.items()}
-        slow = network.slow_links(found, hosts)
-        patients[0].findings.extend(network.link_findings(found, slow, hosts))
+    patients, gpus = gather_objects(own), gather_objects(gpu)
+    hosts = [patient.host for patient in patients]
+    skews = network.clock_skew()
+    of_gpus = doctor_gpus.gpu_findings(gpus)
+    findings = [*_versions_differ(patients), *_clocks(skews, hosts), *of_gpus]
+    over_nccl = None
+    if of_gpus and all(finding.health == "ok" for finding in of_gpus):
+        over_nccl, problems = doctor_gpus.over_nccl(world, gpu, hosts, timeout_s)
+        findings += problems
+    table, found = over_nccl or network.measure(network.Way(world, torch.device("cpu")), hosts)
+    of_links = network.link_findings(found, network.slow_links(found, hosts), hosts)
+    patients[0].findings.extend([*findings, *of_links])
     measured = {
         "all_reduce": [asdict(one) for one in table],
         "links": [{"from": i, "to": j, "bandwidth": speed} for (i, j), speed in sorted(found.items())],
-        "clock_skew_s": skews, "backend": "nccl" if cuda else "gloo",
+        "clock_skew_s": skews, "backend": "nccl" if over_nccl else "gloo",
     }  # fmt: skip
     return patients, measured
 
@@ -144,15 +154,15 @@ def _clocks(skews: Sequence[float], hosts: Sequence[str]) -> "list[Finding]":
 
 
 def _report(patients: Sequence[Patient], measured: dict[str, Any], as_json: bool) -> None:
-    merged: dict[Any, list[Patient]] = {}
+    merged: dict[Any, list[tuple[Patient, Finding]]] = {}
     for patient in patients:
         for finding in patient.findings:
             # Of launcher and memory each rank has its own numbers: where they are well, one stands for all.
             same = finding if finding.health != "ok" else finding.what
-            merged.setdefault((finding.what, finding.health, same), []).append(patient)
+            merged.setdefault(same, []).append((patient, finding))
     rows = []
-    for (what, health, same), those in merged.items():
-        finding = next(f for f in those[0].findings if f == same or (f.what, f.health) == (what, health))
+    for group in merged.values():
+        those, finding = [patient for patient, _ in group], group[0][1]
         ranks = sorted({patient.rank for patient in those})
         rows.append(asdict(finding) | {"ranks": ranks, "hosts": sorted({patient.host for patient in those})})
     if as_json:
@@ -166,6 +176,8 @@ def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size:
     from rich.table import Table
     from rich.text import Text
 
+    from distcnn.tools.doctor_local import listed
+
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
@@ -173,7 +185,7 @@ def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size:
     for row in rows:
         mark, style = MARKS[row["health"]]
         some = row["health"] != "ok" and row["what"] not in _OF_ALL and len(row["ranks"]) < world_size
-        whose = f" (rank{'s' * (len(row['ranks']) > 1)} {_listed(row['ranks'])})" if some else ""
+        whose = f" (rank{'s' * (len(row['ranks']) > 1)} {listed(row['ranks'])})" if some else ""
         text = Text(row["found"] + whose)
         if row["fix"]:
             text.append(f"\n→ {row['fix']}", style="bold")
@@ -209,10 +221,6 @@ def _matrix(links: Sequence[dict[str, Any]], size: int) -> Any:
 
 def _bytes(count: int) -> str:
     return f"{count >> 20} MiB" if count >> 20 else f"{count >> 10} KiB"
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,11 @@
 """What the doctor looks at on one rank alone: each check yields findings, also for what is well."""
 
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import torch
+from torch.distributed import is_nccl_available
 
 from distcnn.environment import versions
 from distcnn.parallel.world import World, cores
@@ -28,6 +30,11 @@ class Finding:
     health: Health
     found: str
     fix: str = ""
+
+
+def listed(ranks: Sequence[int]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def look(world: World, environment: Mapping[str, str], output_dir: Path, cache_dir: Path) -> Iterator[Finding]:
@@ -59,28 +66,35 @@ def _versions() -> Iterator[Finding]:
 
 
 def _devices(world: World) -> Iterator[Finding]:
-    cpu = f"{cores()} cores"
+    """Whether they can be used, and are this rank's alone, is seen when the ranks have met: doctor_gpus."""
+    cpu, driver = f"{cores()} cores", _driver_version()
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and Path("/dev/nvidiactl").exists():
             cure = "install a PyTorch built for this driver's CUDA (nvidia-smi shows it), or set CUDA_VISIBLE_DEVICES"
-            yield Finding("devices", "fail", f"{cpu}; a GPU's driver is there, but PyTorch sees no GPU", cure)
+            text = f"{cpu}; a GPU's driver is there{driver}, but PyTorch (CUDA {torch.version.cuda}) sees no GPU"
+            yield Finding("devices", "fail", text, cure)
         else:
             yield Finding("devices", "ok", f"{cpu}, no GPU; gloo")
         return
-    count = torch.cuda.device_count()
+    count, ranks = torch.cuda.device_count(), world.local_size
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    text = f"{cpu}; {count} GPUs: {names}; CUDA {torch.version.cuda}, NCCL {nccl}"
-    used = 1 if world.own_gpu else world.local_size
-    if used > count:
-        cure = (
-            f"start {count} rank{'s' * (count > 1)} on this node: --nproc_per_node={count}, --ntasks-per-node={count}"
-        )
-        yield Finding("devices", "fail", f"{text}; {used} ranks on this node", cure)
-    elif used < count and not world.own_gpu:
-        yield Finding("devices", "warn", f"{text}; {used} in use", f"start a rank for each: --nproc_per_node={count}")
+    version = torch.cuda.nccl.version() if is_nccl_available() else ("none",)  # type: ignore[no-untyped-call]
+    nccl = ".".join(map(str, version))
+    text = f"{cpu}; {count} GPU{'s' * (count > 1)}: {names}; CUDA {torch.version.cuda}, NCCL {nccl}{driver}"
+    if ranks < count:
+        cure = f"start a rank for each: --nproc_per_node={count}, --ntasks-per-node={count}"
+        yield Finding("devices", "warn", f"{text}; {ranks} in use", cure)
     else:
         yield Finding("devices", "ok", text)
+
+
+def _driver_version() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
+    return f", driver {found[0]}" if found else ""
 
 
 def _launch(world: World, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,0 +1,199 @@
+"""distcnn doctor on GPUs, as far as no process is needed: what is found of a rank's devices, and what goes over a link."""
+
+import time
+from threading import Event
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from distcnn.parallel.world import World
+from distcnn.tools import doctor_local, doctor_network
+from distcnn.tools.doctor_gpus import Gpu, gpu_findings, last_words, own_gpu, patiently, usable
+from distcnn.tools.doctor_network import CUDA_SIZES, MESSAGE, Way, all_reduces, message_size, slow_links
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """As if this process saw so many GPUs; what is done on one fails as it does without."""
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"H{index}")
+        monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 30, 7))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("count", "local_size", "health", "text"),
+    [
+        (4, 4, "ok", "4 GPUs: H0, H1, H2, H3; CUDA"),
+        (1, 4, "ok", "1 GPU: H0; CUDA"),  # each rank sees its own: Slurm's --gpu-bind, PBS
+        (2, 4, "ok", "2 GPUs: H0, H1; CUDA"),  # each rank sees its own two; if not, it shows when they meet
+        (4, 1, "warn", "1 in use"),
+        (0, 4, "ok", "no GPU; gloo"),
+    ],
+)
+def test_devices_of_one_rank(gpus, monkeypatch, count, local_size, health, text):
+    gpus(count)
+    monkeypatch.setattr(doctor_local.shutil, "which", lambda name: None)
+    (found,) = doctor_local._devices(World(size=4, local_size=local_size))
+    assert found.health == health
+    assert text in found.found
+    assert ("NCCL 2.30.7" in found.found) == (count > 0)
+    assert found.fix == ("" if health == "ok" else "start a rank for each: --nproc_per_node=4, --ntasks-per-node=4")
+
+
+def test_nothing_of_nccl_is_asked_where_pytorch_was_built_without_it(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: 1 / 0)
+    monkeypatch.setattr(doctor_local, "is_nccl_available", lambda: False)
+    (found,) = doctor_local._devices(World())
+    assert "NCCL none" in found.found
+
+
+def test_a_gpu_that_cannot_be_used_is_a_failure_and_counts_as_none(gpus, monkeypatch):
+    gpus(2)
+    taken = []
+
+    def set_device(index):
+        taken.append(index)
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    gpu = own_gpu(World(3, 4, 3, 4), "a")
+    assert taken == [1]
+    assert gpu.identity == ""
+    (found,) = usable(gpu)
+    assert found.health == "fail"
+    assert found.found == "GPU 1 cannot be used: CUDA error: all CUDA-capable devices are busy or unavailable"
+    assert "nvidia-smi" in found.fix
+    assert [one.health for one in gpu_findings([Gpu("a", 0, "GPU-1 on a"), gpu])] == ["fail"]
+    assert gpu_findings([gpu, gpu]) == []
+
+
+def of(*names, **others):
+    return [Gpu("a", identity=name and f"{name} on a", **others) for name in names]
+
+
+def test_each_rank_on_a_gpu_of_its_own_is_well_and_sharing_is_where_all_can():
+    (found,) = gpu_findings(of("GPU-1", "GPU-2"))
+    assert (found.health, found.found) == ("ok", "2 ranks, each on a GPU that it can use")
+    assert gpu_findings(of("", "")) == []
+    (found,) = gpu_findings(of("GPU-1", "GPU-1", shared=True))
+    assert found.health == "ok"
+    (found,) = gpu_findings([*of("GPU-1", shared=True), *of("GPU-1")])
+    assert found.found == "ranks 0, 1 have the same GPU, GPU-1 on a"
+
+
+def test_of_many_ranks_without_a_gpu_a_few_are_named():
+    here = [Gpu("a", identity=f"GPU-{i}") for i in range(8)]
+    (found,) = gpu_findings([*here, *[Gpu("b")] * 16])
+    assert found.found.startswith("ranks 8, 9, 10, 11, 12, 13, 14, 15 and 8 more on b: no GPU")
+    assert "nvidia-smi on b" in found.fix
+
+
+def test_patience_begins_anew_with_each_sign_of_life():
+    def work(alive):
+        for i in range(4):
+            alive(f"part {i}")
+            time.sleep(0.15)
+        return "done"
+
+    assert patiently(work, 0.4) == "done"
+
+
+def test_what_does_not_move_is_named_and_left_behind():
+    ended = Event()
+
+    def work(alive):
+        alive("the first exchange")
+        alive("links")
+        ended.wait()
+
+    with pytest.raises(TimeoutError, match=r"nothing moved for 0\.1 s in links"):
+        patiently(work, 0.1)
+    ended.set()
+    with pytest.raises(ZeroDivisionError):
+        patiently(lambda alive: 1 / 0, 10)
+
+
+def test_the_last_reasons_of_nccl(tmp_path):
+    log = tmp_path / "nccl.txt"
+    assert last_words(log) == []
+    lines = [f"a:1:1 [0] init.cc:{i} NCCL WARN reason {i}" for i in range(5)]
+    log.write_text("NCCL version 2.30.7\n" + "\n".join(lines) + "\na:1:1 [0] NCCL INFO Abort\n")
+    assert last_words(log) == ["reason 2", "reason 3", "reason 4"]
+
+
+@pytest.mark.parametrize(
+    ("speed", "size"), [(0.1e9, 4 * MIB), (1.25e9, 23 * MIB), (3e9, 57 * MIB), (50e9, 256 * MIB), (4e11, 256 * MIB)]
+)
+def test_a_message_takes_long_enough_that_latency_does_not_count(speed, size):
+    assert message_size(speed) == size
+
+
+@pytest.fixture
+def exchanges(monkeypatch):
+    """What goes over a group of two, on pretend CUDA tensors; and the device's clock, which moves with each exchange:
+    50 µs of latency, and then 300 GB/s.
+    """
+    seen, now = [], [0.0]
+
+    def passed(kind, tensor):
+        assert tensor.device.type == "cuda"
+        seen.append((kind, tensor.nbytes))
+        now[0] += 50e-6 + tensor.nbytes / 300e9
+
+    def batch(operations):
+        passed(*operations[0])
+        return []
+
+    fake = SimpleNamespace(
+        all_reduce=lambda data, group: passed("all_reduce", data),
+        broadcast=lambda word, source, group: None,
+        barrier=lambda group: None,
+        isend="isend",
+        irecv="irecv",
+        P2POp=lambda operation, tensor, peer, group: (operation, tensor),
+        batch_isend_irecv=batch,
+    )
+    monkeypatch.setattr(doctor_network, "dist", fake)
+    monkeypatch.setattr(doctor_network, "_gathered", lambda way, own: [own])
+    monkeypatch.setattr(doctor_network, "mark", lambda device: now[0])
+    monkeypatch.setattr(doctor_network, "wait", lambda device: None)
+    return seen
+
+
+def test_on_cuda_all_reduces_go_up_to_256_mib_several_at_once(exchanges):
+    told = []
+    way = Way(World(0, 2), torch.device("cuda", 0), "nccl", "gloo", told.append)
+    with FakeTensorMode():
+        table = all_reduces(way)
+    assert [one.size for one in table] == list(CUDA_SIZES)
+    assert table[-1].size == 256 * MIB
+    assert table[-1].bandwidth == pytest.approx(300e9, rel=0.1)
+    assert table[0].seconds == pytest.approx(50e-6, rel=0.1)
+    assert exchanges.count(("all_reduce", 256 * MIB)) % 10 == 0
+    assert told == [f"all-reduces of {size} bytes" for size in CUDA_SIZES]
+
+
+def test_a_fast_link_is_measured_again_by_messages_that_fill_it(exchanges):
+    """At 4 MiB a link of 300 GB/s looks like one of 37: half the rate could not be seen."""
+    way = Way(World(0, 2), torch.device("cuda", 0), "nccl", "gloo")
+    with FakeTensorMode():
+        _, found = doctor_network.measure(way, ["a", "a"])
+    assert found == {(0, 1): pytest.approx(300e9, rel=0.15)}
+    assert {size for kind, size in exchanges if kind == "isend"} == {4, MESSAGE, 256 * MIB}
+
+
+def test_half_the_rate_of_nvlink_is_a_slow_link():
+    rates = {(i, j): 300e9 for i in range(4) for j in range(4) if i != j} | {(2, 3): 150e9}
+    assert slow_links(rates, ["a"] * 4) == [(2, 3)]
+    small = {pair: MESSAGE / (80e-6 + MESSAGE / rate) for pair, rate in rates.items()}
+    assert slow_links(small, ["a"] * 4) == []
