@@ -1,17 +1,29 @@
-"""The GPU path without a GPU: on pretend CUDA tensors a mix-up of devices or a read of a value on the host raises."""
+"""The GPU path without a GPU: on pretended CUDA tensors a mix-up of devices or a read of a value on the host raises.
+
+Not seen here: the kernels of fused optimizers and DDP's buckets, which need a driver, the streaming loader's streams, and
+whatever depends on a value.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distcnn.build import prepare
 from distcnn.data.augment import Augment, Normalize, SmallAtFirst
 from distcnn.data.loader import Preprocess
 from distcnn.data.mix import Mix
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.models import build_model
-
-CUDA = torch.device("cuda", 0)
+from distcnn.parallel.world import World
+from distcnn.parse import Settings
+from distcnn.training.optim import make_optimizer
+from tests.golden import curves
+from tests.golden.operations import CONFIGS, PHASES, RECIPES, kept, release, steps
+from tests.pretended_cuda import CUDA, backward, on_cuda, pretended_cuda
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
@@ -54,3 +66,81 @@ def test_a_batch_is_mixed_and_reduced_on_the_device(kind):
             assert (batch.labels.device, batch.labels.shape) == (CUDA, (20, 10))
             sizes.append(batch.images.shape[2])
         assert sizes == [24, 24, 32]
+
+
+def second_step(path, **settings):
+    """Of a config on pretended CUDA: the second step, and what crossed between host and device meanwhile."""
+    threads, world = torch.get_num_threads(), World()
+    quiet = {"output_dir": ".", "train.device": "auto", "train.threads": 1}
+    config = Settings().read_yaml(path).update(quiet | settings).check(1)
+    parts = prepare(replace(config, train=replace(config.train, device="cpu", precision="fp32")), world)
+    torch.set_num_threads(threads)
+    with pretended_cuda() as device:
+        model = on_cuda(parts.model)
+        optimizer = make_optimizer(model, config.optim, parts.plan.lr)
+        made = steps(config, world, replace(parts, device=CUDA, model=model, optimizer=optimizer))
+        next(made)  # an epoch begins with copies to the device
+        device.crossings.clear()
+        step = next(made)
+    assert step.loss.device == CUDA
+    return step, device.crossings
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_of_each_recipe_stays_on_the_device(recipe):
+    """In its own sizes; and it launches what was counted on the CPU."""
+    raw = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").check(1)
+    images = {"data.source": "synthetic", "data.synthetic_train": 2 * raw.train.batch_size, "data.synthetic_test": 10}
+    step, crossings = second_step(CONFIGS / f"{recipe}.yaml", **images)
+    assert crossings == []
+    micro = raw.train.micro_batch or raw.train.batch_size
+    assert [shape[0] for shape in step.shapes] == [micro] * (raw.train.batch_size // micro)
+    known, rows = kept()
+    for phase, before in zip(PHASES, map(int, rows[recipe, 1][2:]), strict=False):
+        names, tolerance = step.operations.names[phase], 0.01 if known == release() else 0.1
+        # A node that is called by hand keeps what it was given, and some make a copy for that.
+        fewest = step.operations.counts[phase] - names["clone"]
+        assert fewest * (1 - tolerance) <= before <= step.operations.counts[phase] * (1 + tolerance), dict(names)
+
+
+@pytest.mark.parametrize("name", [name for name in curves.NAMES if name != "streaming"])
+def test_a_step_with_each_option_stays_on_the_device(name):
+    assert second_step(curves.FOLDER / f"{name}.yaml")[1] == []
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_in_fp16_stays_on_the_device(clip):
+    """The loss scale grows, and steps are skipped, without a word from the host."""
+    assert second_step(curves.FOLDER / "tutorial.yaml", **{"train.precision": "fp16", "train.clip_norm": clip})[1] == []
+
+
+def test_a_mix_up_is_found():
+    with pretended_cuda() as device:
+        logits, labels = torch.empty(4, 10, device=CUDA), torch.zeros(4, dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+            nn.functional.cross_entropy(logits, labels)
+        weight = nn.Parameter(torch.empty(3, device=CUDA))
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            weight.sum().item()
+        weight.grad = torch.empty(3, device=CUDA)
+        torch.zeros(3).to(CUDA)
+        assert device.crossings == ["aten._to_copy.default"]
+
+
+def test_the_backward_in_python_is_autograd_s():
+    """On tensors with values: ways that meet, a weight that is used twice, a broadcast bias, several outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+    def loss():
+        twice = model(torch.ones(2, 3, 8, 8)) * model[4].bias
+        large, small = twice.chunk(2)
+        return (large + twice.sum() * small).square().mean()
+
+    found = []
+    for carry_back in (torch.autograd.backward, backward):
+        for _ in range(2):  # the second time is added
+            carry_back(loss())
+        found.append([p.grad for p in model.parameters()])
+        model.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*found)
