@@ -46,6 +46,7 @@ class Peers:
         self.lifeline: Lifeline | None = None
         self.lost: LostRank | None = None
         self.found = False
+        self.telling: Any = None  # a connection to the store, for whoever holds the lock
         self.lock = threading.Lock()
         self.done = threading.Event()
 
@@ -55,6 +56,7 @@ class Peers:
         for rank, one in enumerate(identities):
             if rank != self.world.rank and (process := _seen(one)):
                 self.visible[rank] = process
+        self.telling = self.store.clone()  # made now: where the store has gone, to connect to it would take long
         if self.with_lifeline:
             self.lifeline = Lifeline(self.world.rank, self.world.size, self._lose)
         threading.Thread(target=self._look, name="distcnn-peers", daemon=True).start()
@@ -92,8 +94,7 @@ class Peers:
             one, finder = self.identities[rank], str(self.world.rank)
             text = f"rank {rank} of {self.world.size} on {one.host}, process {one.pid}, has gone: {why}"
             try:
-                store = self.store.clone()
-                value = store.compare_set(_KEY, "", f"{finder}\n{text}")
+                value = self.telling.compare_set(_KEY, "", f"{finder}\n{text}")
                 self.found = value.decode().partition("\n")[0] == finder
                 self.lost = LostRank(_said(value))
             except RuntimeError:  # the store went with it

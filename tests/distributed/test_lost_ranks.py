@@ -1,0 +1,85 @@
+"""A rank whose process is gone is named by the others within seconds, wherever they stand: train.timeout is 600 s here.
+
+The GPU is a pretended one (see pretend_device.py), whose rank waits for it as for one in which a NCCL kernel waits for
+the dead rank: without end.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.long import RARELY
+from tests.ranks import start
+from tests.records import metrics
+
+PROGRAM = [Path(__file__).with_name("pretend_device.py")]
+SECONDS = 100  # far below 0.8 of train.timeout, where the Watchdog's patience ends
+
+
+def training(synthetic, tmp_path, ranks, pretend, duration="9step"):
+    arguments = ["train", synthetic, *RARELY, "--train.duration", duration, "--train.timeout", "600"]
+    return start(arguments, ranks, PROGRAM, tmp_path, PRETEND=pretend)
+
+
+def killed(synthetic, tmp_path, ranks, pretend, victim):
+    """The output, after all that were not killed have ended with 1."""
+    with training(synthetic, tmp_path, ranks, pretend) as started:
+        started.until(lambda: started.err().count("logs") == ranks)
+        started[victim].kill()
+        codes = started.wait(SECONDS)
+        err = started.err()
+    assert codes == [-9 if rank == victim else 1 for rank in range(ranks)], err
+    assert "Traceback" not in err
+    return err
+
+
+GONE = r"rank {0} of {1} on \S+, process \d+, has gone: {2}"
+
+
+@pytest.mark.parametrize("where", ["stuck=0", "stuck=0 late=1"], ids=["past its wait", "before its wait"])
+@pytest.mark.parametrize(("hidden", "how"), [("", ""), (" hidden", r"\[.*Connection closed by peer")])
+def test_a_rank_that_waits_for_its_device_hears_of_a_death(synthetic, tmp_path, where, hidden, how):
+    err = killed(synthetic, tmp_path, 2, where + hidden, victim=1)
+    assert re.search(GONE.format(1, 2, how), err), err
+    (failed,) = [line for line in metrics(tmp_path / "runs" / "tiny", "event") if line["event"] == "failed"]
+    assert re.match(rf"LostRank: {GONE.format(1, 2, how)}", failed["message"])
+
+
+def test_a_rank_that_does_not_listen_to_the_dead_one_learns_it_through_the_store(synthetic, tmp_path):
+    """Rank 0 listens to rank 1, rank 1 to rank 2, and rank 2, which stands here, to rank 0."""
+    err = killed(synthetic, tmp_path, 3, "stuck=2 late=0 hidden", victim=1)
+    assert len(re.findall(GONE.format(1, 3, ""), err)) >= 1, err
+    assert not re.search(GONE.format("[02]", 3, ""), err)
+
+
+def test_the_death_of_the_rank_that_serves_the_store(synthetic, tmp_path):
+    err = killed(synthetic, tmp_path, 3, "stuck=1 late=2 hidden", victim=0)
+    assert re.search(GONE.format(0, 3, r"\[.*Connection closed by peer"), err), err
+
+
+@pytest.mark.parametrize("pretend", ["cpu late=0", "late=0"])
+def test_a_rank_that_stands_somewhere_else_is_ended(synthetic, tmp_path, pretend):
+    """Its main thread can hear of nothing: it sleeps."""
+    err = killed(synthetic, tmp_path, 2, pretend, victim=1)
+    assert re.search(GONE.format(1, 2, ""), err), err
+    assert re.search(r"rank 0 of 2 on \S+ has stood in log of step 4 for \d+ s \(train.timeout = 600\)", err)
+    assert ("the host has issued step 3, the device has done step 3" in err) == ("cpu" not in pretend)
+
+
+@pytest.mark.parametrize("pretend", ["leaves=1", "cpu leaves=1", "cpu leaves=0"])
+def test_nobody_is_accused_at_a_normal_end(synthetic, tmp_path, pretend):
+    """One stands still for 6 s at its end, in which the other one might have been gone for long."""
+    with training(synthetic, tmp_path, 2, pretend, "4step") as started:
+        codes, err = started.wait(), started.err()
+    assert codes == [0, 0], err
+    assert "has gone" not in err
+
+
+def test_the_device_is_timed_without_changing_a_loss(synthetic, tmp_path):
+    for name in ("cpu", "gpu"):
+        with training(synthetic, tmp_path, 2, name, "4step") as started:
+            assert started.wait() == [0, 0], started.err()
+        (tmp_path / "runs" / "tiny").rename(tmp_path / name)
+    one, other = ([line["loss"] for line in metrics(tmp_path / name, "train")] for name in ("cpu", "gpu"))
+    assert one == other
