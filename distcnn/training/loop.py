@@ -201,7 +201,7 @@ class StepLosses:
         others_s = self.watch.waited_s - self.waited_before
         busy_s = time.perf_counter() - self.started - others_s
         own = torch.stack(self.parts)
-        on_device = own.device.type == "cuda"
+        on_device = self.watch.device.type == "cuda"
         device_s = self.watch.wait_for_device()  # the one wait for it
         if on_device:  # what is read then is complete, and goes from host to host
             busy_s, own = self.watch.device_busy_s(), own.cpu()

@@ -2,9 +2,11 @@
 
 PRETEND says what goes wrong, in words such as "stuck=0" (rank 0's device never comes to what it is given after step 3),
 "late=1" (rank 1 stands still on its way into the wait for it, after step 3), "leaves=1" (rank 1 stands still for 6 s
-after its last step), "hidden" (no rank sees another one's process), and "cpu" (no GPU is believed in).
+after its last step), "slow=1" (rank 1's device takes a thousand times as long), "hidden" (no rank sees another one's
+process), "nccl" (which has recorded that rank 1 has not begun an exchange), and "cpu" (no GPU is believed in).
 """
 
+import json
 import os
 import sys
 import time
@@ -32,7 +34,7 @@ class Event:
         return not self.stuck
 
     def elapsed_time(self, end):
-        return 1000 * (end.at - self.at)
+        return 1000 * (end.at - self.at) * (1000 if WORDS.get("slow") == RANK else 1)
 
 
 class Pretending(Watchdog):
@@ -51,6 +53,15 @@ class Pretending(Watchdog):
         return super().__exit__(*error)
 
 
+def trace():
+    entries = [
+        {"process_group": ["0", "default_pg"], "collective_seq_id": number, "is_p2p": False, "time_created_ns": number,
+         "profiling_name": "nccl:all_reduce", "state": "completed" if number < 8 else "started", "input_sizes": [[5]]}
+        for number in range(5, 8 if RANK == "1" else 9)
+    ]  # fmt: skip
+    return json.dumps({"entries": entries}).encode()
+
+
 def watchdog(world, store, timeout_s, end, device, folder):
     device = device if "cpu" in WORDS else torch.device("cuda", 0)
     return Pretending(world, store, timeout_s, end, device, folder)
@@ -59,6 +70,8 @@ def watchdog(world, store, timeout_s, end, device, folder):
 if __name__ == "__main__":
     torch.cuda.Event, torch.cuda.set_device = Event, lambda _: None
     distcnn.run.Watchdog = watchdog
+    if "nccl" in WORDS:
+        torch._C._distributed_c10d._dump_nccl_trace_json = trace
     if "hidden" in WORDS:
         peers._seen = lambda _: None
     program()

@@ -17,8 +17,8 @@ PROGRAM = [Path(__file__).with_name("pretend_device.py")]
 SECONDS = 100  # far below 0.8 of train.timeout, where the Watchdog's patience ends
 
 
-def training(synthetic, tmp_path, ranks, pretend, duration="9step"):
-    arguments = ["train", synthetic, *RARELY, "--train.duration", duration, "--train.timeout", "600"]
+def training(synthetic, tmp_path, ranks, pretend, duration="9step", *settings):
+    arguments = ["train", synthetic, *RARELY, "--train.duration", duration, "--train.timeout", "600", *settings]
     return start(arguments, ranks, PROGRAM, tmp_path, PRETEND=pretend)
 
 
@@ -77,9 +77,28 @@ def test_nobody_is_accused_at_a_normal_end(synthetic, tmp_path, pretend):
 
 
 def test_the_device_is_timed_without_changing_a_loss(synthetic, tmp_path):
-    for name in ("cpu", "gpu"):
-        with training(synthetic, tmp_path, 2, name, "4step") as started:
+    """Its time says which rank is slow, whatever the hosts do; what it has done at once, the host is too slow for."""
+    for name in ("cpu", "slow=1"):
+        with training(synthetic, tmp_path, 2, name, "20step", "--tracking.log_every", "1") as started:
             assert started.wait() == [0, 0], started.err()
+            assert ("host bound: the GPU" in started.out(0)) == (name != "cpu")
         (tmp_path / "runs" / "tiny").rename(tmp_path / name)
-    one, other = ([line["loss"] for line in metrics(tmp_path / name, "train")] for name in ("cpu", "gpu"))
-    assert one == other
+    one, other = (metrics(tmp_path / name, "train") for name in ("cpu", "slow=1"))
+    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+    assert [line["slowest_rank"] for line in other[2:]] == [1] * 18
+    events = [[line["event"] for line in metrics(tmp_path / name, "event")] for name in ("cpu", "slow=1")]
+    assert [names.count("host_bound") for names in events] == [0, 1]
+
+
+def test_the_report_says_how_far_the_device_is_and_what_nccl_waits_for(synthetic, tmp_path):
+    with training(synthetic, tmp_path, 2, "stuck=0 late=1 nccl", "9step", "--train.timeout", "20") as started:
+        codes, err = started.wait(SECONDS), started.err()
+    assert codes == [1, 1], err
+    assert re.search(r"rank [01] of 2 on \S+ has stood in log of step 4 for 1\d s", err), err
+    assert "(the host has issued step 3, the device has done step 3)" in err
+    assert (
+        "NCCL's collective 8 of group 0, all_reduce [[5]], has not ended; begun on rank 0, not on rank 1 (rank 1's"
+        in err
+    )
+    found = sorted(path.name for path in (tmp_path / "runs" / "tiny").glob("nccl_trace_rank*.json"))
+    assert found == ["nccl_trace_rank0.json", "nccl_trace_rank1.json"]
