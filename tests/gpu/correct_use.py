@@ -161,7 +161,7 @@ def t12(place: Place) -> str:
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i}.png")
     folder = runs(place) / str(jobs[0]["name"])
     outcome = good(
-        command(place, "predict", str(folder), str(photos), "--device", place.device, "--format", "json"), "predict"
+        command(place, "predict", str(folder), str(photos), "--device", place.device, "--format", "jsonl"), "predict"
     )
     expect(outcome.out.count(".png") == 5, f"predict: {outcome.out[:200]}")
     outcome = good(command(place, "export", str(folder), "--format", "torch-export", "--count", "50"), "export")
