@@ -27,8 +27,8 @@ class Identity:
     born: float  # the process's creation time: another process may get its number
 
 
-class LostRank(NoMeeting):
-    """Another rank has gone in the middle of the training."""
+class LostRank(NoMeeting, RuntimeError):
+    """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then."""
 
 
 class Peers:
