@@ -43,6 +43,7 @@ def test_pauses_grow_with_the_wait_and_stay_short(monkeypatch):
     assert slept[0] == pytest.approx(50e-6)
     assert slept == sorted(slept)
     assert slept[-1] == 0.01
+    assert all(pause <= max(sum(slept[:i]) / 100, 50e-6) * 1.001 for i, pause in enumerate(slept))
 
 
 def test_it_raises_what_is_lost(monkeypatch):
