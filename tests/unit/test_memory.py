@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 import distcnn
+from distcnn.__main__ import _speak_once
 from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError
 from distcnn.parallel import memory
 from distcnn.parallel.memory import (
@@ -250,3 +251,16 @@ def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_pat
     monkeypatch.setattr("distcnn.build.models.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built")))
     with pytest.raises(LookupError, match="built"):
         distcnn.train(RUN, overrides | {"data.loader": "streaming"})
+
+
+@pytest.mark.parametrize(
+    ("own", "said", "waits"), [(True, "distcnn: out of memory\n  rank 1 …\n  a cure\n", []), (False, "", [2])]
+)
+def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypatch, capsys, own, said, waits):
+    """The others wait meanwhile: a launcher ends all when one has ended."""
+    waited = []
+    monkeypatch.setattr("distcnn.__main__.time.sleep", waited.append)
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    _speak_once(OutOfMemoryError("rank 1 …\na cure", own=own))
+    assert (capsys.readouterr().err, waited) == (said, waits)
