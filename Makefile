@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-quick test-slurm golden mutants ends chaos bench packages docs lint clean
+.PHONY: train test test-quick test-slurm golden mutants ends chaos bench gpu packages docs lint clean
 
 train: .venv/.all
 	$(BIN)/torchrun --standalone --nproc_per_node=2 -m distcnn train configs/digits.yaml
@@ -50,6 +50,16 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.overhead '$(DIR)' --n $(N)
 	$(BIN)/python -m benchmarks.peers '$(DIR)' --n $(N)
 	$(BIN)/python -m benchmarks.report
+
+# What only a machine with an NVIDIA GPU can answer: three commands of nine minutes each; with FIRST=1 the checks that matter
+# most. Installs nothing, for there may be no internet: docs/gpu.md says what to bring. DATA: CIFAR-10 as an image folder, or
+# packed; NCCL: a libnccl.so.2 of 2.30 or later, where PyTorch's own is older. Exits with 2 where there is no GPU.
+GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m
+GPU_OPTIONS = $(if $(FIRST),--first) $(if $(DATA),--data '$(DATA)') $(if $(NCCL),--nccl '$(NCCL)')
+gpu:
+	@status=0; for command in tests.gpu.correct tests.gpu.ranks benchmarks.gpu; do \
+		$(GPU) $$command $(GPU_OPTIONS) || { code=$$?; [ $$code = 1 ] || exit $$code; status=1; }; \
+	done; $(GPU) tests.gpu.page; exit $$status
 
 # What the tests of Slurm, mpirun, two hosts and the report need (Debian); without it they are skipped.
 packages:

@@ -173,7 +173,7 @@ def s7(place: Place) -> str:
     epochs = sorted(phases.pop("data"))[-3:]  # the first data of an epoch takes the longest
     total = {name: 1000 * sum(values) for name, values in phases.items()}
     shown = ", ".join(f"{name} {one:.0f} ms in all" for name, one in total.items())
-    expect(len(spent["checkpoint"]) >= 3, f"{len(spent['checkpoint'])} saves")
+    expect(len(spent["checkpoint"]) >= 2, f"{len(spent['checkpoint'])} saves")  # the last one's end is not seen
     return f"{shown}; an epoch's beginning {spread([1000 * one for one in epochs])} ms"
 
 

@@ -83,7 +83,7 @@ def t3(place: Place) -> str:
     return f"0 of {len(kinds)} kinds"
 
 
-@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 70, first=True)
+@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 60, first=True)
 def t4(place: Place) -> str:
     jobs: dict[str, Settings] = {}
     for name, precision in product(place.of(OWN_NETS, OWN_NETS[:1]), place.of(("fp32", "bf16"), ("fp32",))):
@@ -144,7 +144,7 @@ def t5(place: Place) -> str:
 
 
 @CORRECT.check(
-    "T6", "a group of one rank over NCCL, against no group", "equal bits; memory pressed, still finite", 40, first=True
+    "T6", "a group of one rank over NCCL, against no group", "equal bits; memory pressed, still finite", 30, first=True
 )
 def t6(place: Place) -> str:
     group, kinds = "nccl" if place.cuda else "gloo", {}
@@ -162,7 +162,7 @@ def t6(place: Place) -> str:
     return f"{len(equal)} of {len(equal)} equal over {group}"
 
 
-@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 60)
+@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 25)
 def t15(place: Place) -> str:
     place.needs_cuda()
     if shutil.which("compute-sanitizer") is None:

@@ -52,7 +52,7 @@ def t0(place: Place) -> str:
     "T1",
     "distcnn train configs/digits.yaml",
     "at least 98 % (without scikit-learn, of made-up images, 90 %), steps in 15 s",
-    25,
+    20,
 )
 def t1(place: Place) -> str:
     """98.9 % on a CPU; the made-up images reached 100 % there."""
@@ -132,7 +132,7 @@ def t11(place: Place) -> str:
     "T12",
     "a run that goes CPU, GPU, CPU; then evaluate, predict and export",
     "accuracies within one image; exported within 1e-4",
-    60,
+    50,
 )
 def t12(place: Place) -> str:
     legs = (("cpu", 1), (place.device, 2), ("cpu", 3))
@@ -174,7 +174,7 @@ def t12(place: Place) -> str:
     "T13",
     "model.compile over 3 epochs with a short last batch",
     "one graph a size and mode, none with symbolic sizes",
-    90,
+    60,
 )
 def t13(place: Place) -> str:
     size = place.of(256, 40)
@@ -200,7 +200,7 @@ def t13(place: Place) -> str:
     "T14",
     "a batch that does not fit into memory",
     "exit code 1, one message that names train.micro_batch, no traceback",
-    20,
+    15,
 )
 def t14(place: Place) -> str:
     """Without a GPU the network says that memory is out."""

@@ -23,7 +23,7 @@ class Net(nn.Module):
         super().__init__()
         self.body = ResNet9(num_classes, width=8)
         self.dropout = nn.Dropout(0.1)
-        self.kind, rank, number = (*os.environ.get("FAULT", "none:0:0").split(":"), "0")[:3]
+        self.kind, rank, number = f"{os.environ.get('FAULT', 'none')}:0:0".split(":")[:3]
         self.here, self.number, self.calls = os.environ.get("RANK", "0") == rank, int(number), 0
 
     def forward(self, x: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def r6(place: Place) -> str:
 @RANKS.check(
     "R7",
     "USR1 to rank 1 under torchrun, TERM to rank 1, Ctrl-C twice in a step that does not end",
-    "75, 75, 130, each within 5 s",
+    "75, 75, 130, each within 10 s",
     40,
 )
 def r7(place: Place) -> str:
@@ -145,5 +145,5 @@ def r7(place: Place) -> str:
     place.note(seconds=took)
     shown = ", ".join(f"{name} {one:.1f} s" for name, one in took.items())
     expect(not wrong, f"{'; '.join(wrong)} ({shown})")
-    expect(place.toy or max(took.values()) < 5, shown)
+    expect(place.toy or max(took.values()) < 10, shown)
     return f"75, 75, 130: {shown}"

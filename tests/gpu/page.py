@@ -1,0 +1,115 @@
+"""docs/gpu/*.jsonl → docs/gpu.md: python -m tests.gpu.page
+
+Of each check the newest result that was found on a GPU at full size; "not run yet" where there is none.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import __main__ as _speed  # noqa: F401 - it fills its table
+from tests.gpu import correct as _correct  # noqa: F401
+from tests.gpu import ranks as _ranks  # noqa: F401
+from tests.gpu.suite import RESULTS, ROOT, Suite, in_order
+from tests.gpu.suites import CORRECT, RANKS, SPEED
+
+PAGE = ROOT / "docs" / "gpu.md"
+MODULES = {"correct": "tests.gpu.correct", "ranks": "tests.gpu.ranks", "speed": "benchmarks.gpu"}
+HEAD = """# On a GPU
+
+What only a machine with an NVIDIA GPU can answer, in three commands of at most nine minutes each. `make gpu` runs them
+all; `make gpu FIRST=1` runs the {first} checks that matter most: {names}. Each check has a number from elsewhere to be held
+against: the same run on a CPU, a run that nobody disturbed, an estimate made before (then it says so). A line is written to
+`docs/gpu/` as soon as a check has ended, and `python -m tests.gpu.page` makes this page of them.
+
+It takes one NVIDIA GPU, Python 3.12, PyTorch 2.11 or later, and no internet. What distcnn needs beside PyTorch, torchvision and
+NumPy can be brought as wheels, fetched where there is internet; so can the images of CIFAR-10, packed into one file (without
+them the checks that need them are skipped, and say so):
+
+<!-- needs a GPU -->
+```text
+pip download --only-binary=:all: --python-version 3.12 --no-deps -d wheels pydantic pydantic-core annotated-types \\
+    typing-inspection typing-extensions filelock psutil pyyaml rich markdown-it-py mdurl pygments safetensors pillow \\
+    scikit-learn scipy joblib threadpoolctl accelerate pytest iniconfig pluggy packaging hypothesis sortedcontainers
+python -m tests.gpu.images DIR cifar10.npz       # DIR: train/<class>/*.jpg and test/<class>/*.jpg
+
+pip install --no-index --find-links wheels --no-deps wheels/*.whl
+make gpu DATA=cifar10.npz
+python -m tests.gpu.correct --only T3,T4         # one part of it
+python -m tests.gpu.correct --device cpu --toy   # without a GPU: tries the checks, and measures nothing
+```
+
+Two ranks on one GPU need NCCL 2.30 or later. PyTorch's own is taken unless `make gpu NCCL=…/libnccl.so.2` names another, which
+is then preloaded. With an older one these checks are skipped, and say which it is. Two processes take turns on the GPU, so what
+they find is right or wrong, never fast or slow.
+"""
+
+
+def results(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """By check the newest result at full size on a GPU, and the machine it was found on."""
+    found: dict[str, dict[str, Any]] = {}
+    machines: dict[str, dict[str, Any]] = {}
+    machine: dict[str, Any] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        line = json.loads(text)
+        if line["kind"] == "machine":
+            machine = line | {"line": number}
+        elif (
+            machine.get("gpu") and not machine.get("toy") and (line["status"] != "not run" or line["name"] not in found)
+        ):
+            found[line["name"]], machines[line["name"]] = line, machine
+    return found, machines
+
+
+def described(machine: Mapping[str, Any]) -> str:
+    """On what it was found, in a line."""
+    parts = [f"{machine['gpu']} ({machine.get('memory_gib', '?')} GiB)"]
+    parts += [f"{name} {machine[key]}" for key, name in (
+        ("driver", "driver"), ("torch", "PyTorch"), ("cuda", "CUDA"), ("nccl", "NCCL"), ("cudnn", "cuDNN"),
+        ("python", "Python"), ("cores", "cores:"), ("date", "on")) if machine.get(key)]  # fmt: skip
+    return f"{', '.join(parts)}: `{machine['command']}`"
+
+
+def cell(text: str) -> str:
+    """As it can stand in a table."""
+    first = text.splitlines()[0] if text else ""
+    return first.replace("|", "\\|")
+
+
+def section(suite: Suite, path: Path) -> Iterator[str]:
+    """One command's table."""
+    found, machines = results(path)
+    known = sorted(
+        {id(machine): machine for machine in machines.values()}.values(), key=lambda machine: machine["line"]
+    )
+    yield f"\n## {suite.title}\n"
+    yield f"`python -m {MODULES[suite.name]}`\n"
+    if not known:
+        yield "Not run yet.\n"
+    for number, machine in enumerate(known, 1):
+        yield f"{number}. {described(machine)}\n"
+    yield "| | what | expected | found | s |\n| --- | --- | --- | --- | ---: |"
+    for check in in_order(suite.checks):
+        one = found.get(check.name)
+        told, seconds = "not run yet", ""
+        if one is not None:
+            on = f" ({known.index(machines[check.name]) + 1})" if len(known) > 1 else ""
+            told, seconds = f"{one['status']}: {cell(one['value'])}{on}", f"{one['seconds']:.0f}"
+        yield f"| {check.name} | {cell(check.what)} | {cell(check.expected)} | {told} | {seconds} |"
+
+
+def text(folder: Path = RESULTS) -> str:
+    """The page of the results in a folder."""
+    suites: Iterable[Suite] = (CORRECT, RANKS, SPEED)
+    first = [check.name for suite in suites for check in in_order(suite.checks) if check.first]
+    lines = [HEAD.format(first=len(first), names=", ".join(first))]
+    for suite in suites:
+        lines += section(suite, folder / f"{suite.name}.jsonl")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), encoding="utf-8")
+    print(PAGE, file=sys.stderr)
