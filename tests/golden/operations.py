@@ -2,9 +2,9 @@
 
 `python -m tests.golden.operations` writes operations.txt anew, and the table in docs/performance.md. Counted
 on the CPU, with the loader, the engine and the `train_step` of a run, as one rank alone and as rank 0 of 8 (PyTorch's
-`fake` process group, whose exchanges arrive nowhere). Of four steps it is the third: what is made once is made by then
-(DDP rearranges its buckets in the second), and the fourth is the epoch's last, short one. The sizes of images and batch
-make no operation more or less, so the micro-batches are tiny: alone as many as the recipe has, with 8 ranks one on each.
+`fake` process group, whose exchanges arrive nowhere). Alone it is the second step, since some things are made in the
+first one; of ranks the third, since DDP rearranges its buckets in the second. The sizes of images and batch make no
+operation more or less, so the micro-batches are tiny: alone as many as the recipe has, with 8 ranks one on each.
 
 Views, metadata and memory that is only allocated are left out; an operation over a list of tensors counts once.
 """
@@ -42,7 +42,6 @@ PHASES = ("data", "forward", "backward", "statistics", "optimizer")
 COLUMNS = (*PHASES, "sum", "exchanges", "MiB")
 RANKS = 8
 IMAGES = 2  # of a micro-batch
-WHOLE = 3  # steps, before a short one
 _ONLY_MEMORY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _NO_KERNEL = _ONLY_MEMORY | {"detach", "_unsafe_view", "lift_fresh", "is_pinned", "_local_scalar_dense"}
 
@@ -84,16 +83,22 @@ class Step:
     loss: Tensor | None = None
 
 
-def load(recipe: str, world: World, **overrides: Any) -> Config:
+def settled(size: int) -> int:
+    """The number of the step that is counted, from 1 on: later ones of whole micro-batches do the same."""
+    return 2 if size == 1 else 3
+
+
+def load(recipe: str, world: World) -> Config:
     """A recipe on synthetic images; at more than one rank, with one micro-batch on each."""
     raw = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").check(1).train
     micro_batches = 1 if world.size > 1 or raw.micro_batch is None else raw.batch_size // raw.micro_batch
     batch = IMAGES * micro_batches * world.size
     sizes = {
         "train.batch_size": batch, "train.micro_batch": IMAGES, "train.device": "cpu", "data.synthetic_test": 10,
-        "data.synthetic_train": WHOLE * batch + IMAGES + 1, "output_dir": ".", "train.threads": 1,
+        "data.synthetic_train": settled(world.size) * batch + (IMAGES + 1) * (world.size > 1),
+        "output_dir": ".", "train.threads": 1,
     }  # fmt: skip
-    settings = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").update({"data.source": "synthetic"} | sizes | overrides)
+    settings = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").update({"data.source": "synthetic"} | sizes)
     return settings.check(world.size)
 
 
@@ -135,7 +140,7 @@ def steps(config: Config, world: World, parts: Parts) -> Iterator[Step]:
 
 
 def count(recipe: str, rank: int = 0, size: int = 1) -> list[Step]:
-    """All steps of a recipe's first epoch: WHOLE ones at least, then a short one."""
+    """All steps of a recipe's first epoch: up to the one that counts and, of ranks, a short one."""
     threads = torch.get_num_threads()
     with pretended(rank, size) as world:
         config = load(recipe, world)
@@ -146,7 +151,7 @@ def count(recipe: str, rank: int = 0, size: int = 1) -> list[Step]:
 
 def row(recipe: str, size: int, found: list[Step]) -> list[str]:
     """One line of the table."""
-    operations = found[WHOLE - 1].operations
+    operations = found[settled(size) - 1].operations
     exchanged = f"{operations.exchanged / 2**20:.1f}" if operations.exchanges else "0"
     counts = [*operations.counts.values(), sum(operations.counts.values()), len(operations.exchanges)]
     return [recipe, str(size), *map(str, counts), exchanged]

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from tests.golden.operations import IMAGES, PAGE, PHASES, RANKS, RECIPES, WHOLE, count, kept, markdown, release, row
+from tests.golden.operations import IMAGES, PAGE, PHASES, RANKS, RECIPES, count, kept, markdown, release, row, settled
 
 
 def check(recipe, size, found):
     known, rows = kept()
     (*_, exchanges, mebibytes), golden = row(recipe, size, found), rows[recipe, size]
-    counts = list(found[WHOLE - 1].operations.counts.values())
+    operations = found[settled(size) - 1].operations
     tolerance = 0 if known == release() else 0.1  # PyTorch may compose an operation of others
     cure = "if the change is meant, `python -m tests.golden.operations` writes the table anew; say why in the commit"
-    for phase, now, before in zip(PHASES, counts, map(int, golden[2:]), strict=False):
-        names = dict(found[WHOLE - 1].operations.names[phase])
+    for phase, now, before in zip(PHASES, operations.counts.values(), map(int, golden[2:]), strict=False):
+        names = dict(operations.names[phase])
         assert now == pytest.approx(before, rel=tolerance), f"{recipe}, {size} ranks, {phase}: {names}; {cure}"
-    assert (exchanges, mebibytes) == tuple(golden[-2:]), f"{found[WHOLE - 1].operations.exchanges}; {cure}"
+    assert (exchanges, mebibytes) == tuple(golden[-2:]), f"{operations.exchanges}; {cure}"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
