@@ -85,8 +85,13 @@ def test_a_dump_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch, torc
     freed = threading.Event()
     monkeypatch.setattr(recorder, "_PATIENCE_S", 0.05)
     name = "_dump_nccl_trace_json"
+
+    def late():
+        freed.wait(20)
+        return json.dumps(dump(STARTED)).encode()
+
     if torch_has_it:
-        monkeypatch.setattr(torch._C._distributed_c10d, name, lambda: freed.wait() and b"{}")
+        monkeypatch.setattr(torch._C._distributed_c10d, name, late)
     else:
         monkeypatch.delattr(torch._C._distributed_c10d, name)
     assert not recorder.dump(tmp_path, 0)
