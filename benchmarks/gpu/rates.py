@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd.profiler import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,7 +104,7 @@ def s1(place: Place) -> str:
         return ", ".join(f"{name}: {row['operations']:.0f} operations" for name, row in found.items())
     expect(all("busy" in row for row in found.values()), f"the profiler saw no kernel: {found}")
     shown = "; ".join(f"{n}: {row['launches']:.0f} launches, busy {row['busy']:.0%}" for n, row in found.items())
-    expect(found["resnet18 512"]["busy"] >= 0.9, shown)
+    expect(place.toy or found["resnet18 512"]["busy"] >= 0.9, shown)
     return shown
 
 

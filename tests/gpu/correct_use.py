@@ -106,14 +106,15 @@ def t11(place: Place) -> str:
 
     peaks = {}
     for loader, batch in (("resident", 512), ("streaming", 512), ("resident", 1024)):
-        settings = base(place, model__name="resnet18", train__precision="bf16", train__batch_size=batch,
-                        train__micro_batch=batch, data__loader=loader, data__workers=4)  # fmt: skip
+        size = place.of(batch, batch // 16)
+        settings = base(place, model__name=place.of("resnet18", "resnet9"), train__precision="bf16", train__batch_size=size,
+                        train__micro_batch=size, data__loader=loader, data__workers=place.of(4, 0))  # fmt: skip
         steps = steps_of(settings)
         torch.cuda.reset_peak_memory_stats()
         steps.run(place.of(12, 3))
         peaks[f"{loader} {batch}"] = torch.cuda.max_memory_allocated() / 2**30
         steps.close()
-        del steps
+        del steps  # its images and buffers
         torch.cuda.empty_cache()
     place.note(peaks=peaks)
     free, _ = torch.cuda.mem_get_info()

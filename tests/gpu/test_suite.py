@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.gpu.images import pack, unpack
+from tests.gpu.pretended import CHECKS as CHECKS_ON_A_STAND_IN
 from tests.gpu.suite import ROOT
 from tests.ranks import clean_environment
 
@@ -64,6 +65,15 @@ def test_every_check_is_ok_on_the_cpu_or_needs_cuda(tmp_path, module):
     assert machine["toy"]
     assert machine["gpu"] == ""
     assert all(f"{name:<4} {one['status']}" in out for name, one in found.items())
+
+
+@pytest.mark.slow
+def test_what_is_for_cuda_alone_runs_on_a_stand_in_for_it():
+    """An AttributeError in a branch that only a GPU takes would end it."""
+    code, out, err = run("tests.gpu.pretended")
+    assert code == 0, err[-2000:]
+    assert sorted(line.split()[0] for line in out.splitlines() if line[0] in "TS") == sorted(CHECKS_ON_A_STAND_IN)
+    assert [line for line in out.splitlines() if line.startswith("T3")] == ["T3  returned: 0 of 3 kinds"]
 
 
 def test_a_file_of_images_is_the_folder_again(tmp_path):
