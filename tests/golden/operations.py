@@ -43,7 +43,7 @@ COLUMNS = (*PHASES, "sum", "exchanges", "MiB")
 RANKS = 8
 IMAGES = 2  # of a micro-batch
 _ONLY_MEMORY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-_NO_KERNEL = _ONLY_MEMORY | {"detach", "_unsafe_view", "lift_fresh", "is_pinned", "_local_scalar_dense"}
+_NO_KERNEL = _ONLY_MEMORY | {"detach", "_unsafe_view", "lift_fresh", "is_pinned"}
 
 
 class Operations(TorchDispatchMode):

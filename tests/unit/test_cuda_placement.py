@@ -117,7 +117,7 @@ def test_a_step_in_fp16_stays_on_the_device(clip):
 def test_a_mix_up_is_found():
     with pretended_cuda() as device:
         logits, labels = torch.empty(4, 10, device=CUDA), torch.zeros(4, dtype=torch.int64)
-        with pytest.raises(RuntimeError, match="two (different )?devices,? cuda:0"):
+        with pytest.raises(RuntimeError, match=r"two (different )?devices,? cuda:0"):
             nn.functional.cross_entropy(logits, labels)
         weight = nn.Parameter(torch.empty(3, device=CUDA))
         with pytest.raises(Exception, match="_local_scalar_dense"):
