@@ -94,14 +94,16 @@ def _together(own: Patient, world: "World", options: argparse.Namespace) -> None
     with process_group(world, device=torch.device("cpu"), timeout_s=options.timeout):
         if world.size > 1:
             own.findings.append(Finding("network", "ok", describe_network(world)))
-            patients, measured = _compared(own, gpu, world, options.timeout)
+            patients, measured = _compared(own, gpu, world, options)
         if world.is_main:
             _report(patients, measured, options.json)
         if failed := [finding.what for patient in patients for finding in patient.findings if finding.health == "fail"]:
             raise DistcnnError(f"{', '.join(dict.fromkeys(failed))}: see above")
 
 
-def _compared(own: Patient, gpu: "Gpu", world: "World", timeout_s: float) -> tuple[list[Patient], dict[str, Any]]:
+def _compared(
+    own: Patient, gpu: "Gpu", world: "World", options: argparse.Namespace
+) -> tuple[list[Patient], dict[str, Any]]:
     """All ranks' patients, with what only they together can tell; and the measured tables. Equal on all ranks."""
     import torch
 
@@ -112,11 +114,12 @@ def _compared(own: Patient, gpu: "Gpu", world: "World", timeout_s: float) -> tup
     patients, gpus = gather_objects(own), gather_objects(gpu)
     hosts = [patient.host for patient in patients]
     skews = network.clock_skew()
-    of_gpus = doctor_gpus.gpu_findings(gpus)
+    over_gloo = options.backend == "gloo"
+    of_gpus = doctor_gpus.gpu_findings(gpus, over_gloo=over_gloo)
     findings = [*_versions_differ(patients), *_clocks(skews, hosts), *of_gpus]
     over_nccl = None
-    if of_gpus and all(finding.health == "ok" for finding in of_gpus):
-        over_nccl, problems = doctor_gpus.over_nccl(world, gpu, hosts, timeout_s)
+    if of_gpus and not over_gloo and all(finding.health == "ok" for finding in of_gpus):
+        over_nccl, problems = doctor_gpus.over_nccl(world, gpu, hosts, options.timeout)
         findings += problems
     table, found = over_nccl or network.measure(network.Way(world, torch.device("cpu")), hosts)
     of_links = network.link_findings(found, network.slow_links(found, hosts), hosts)
@@ -227,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("doctor", "[options]", __doc__, EPILOG)
     add = parser.add_argument
     add("--output-dir", default="runs", metavar="FOLDER", help="where runs would lie; default: runs")
+    add("--backend", default="auto", choices=("auto", "gloo"), help="as train.backend; default: auto")
     add("--timeout", type=float, default=60, metavar="S", help="seconds to wait for the other ranks; default: 60")
     add("--json", action="store_true", help="print one JSON object instead of the tables")
     return parser

@@ -66,8 +66,10 @@ def usable(gpu: Gpu) -> list[Finding]:
     return [Finding("devices", "fail", f"GPU {gpu.index} cannot be used: {gpu.problem}", f"{cure}; or leave it out")]
 
 
-def gpu_findings(gpus: Sequence[Gpu]) -> list[Finding]:
-    """Whether the ranks, in their order, can train on GPUs together; nothing where none has one."""
+def gpu_findings(gpus: Sequence[Gpu], *, over_gloo: bool = False) -> list[Finding]:
+    """Whether the ranks, in their order, can train on GPUs together; nothing where none has one. Over gloo they may
+    share one.
+    """
     if not any(gpu.identity for gpu in gpus):
         return []
     findings = []
@@ -84,7 +86,7 @@ def gpu_findings(gpus: Sequence[Gpu]) -> list[Finding]:
         )
         findings.append(Finding("gpus", "fail", text, cure))
     names = [gpu.identity or f"none on rank {rank}" for rank, gpu in enumerate(gpus)]
-    if (shared := shared_gpus(names)) and not all(gpu.shared for gpu in gpus):
+    if (shared := shared_gpus(names)) and not (over_gloo or all(gpu.shared for gpu in gpus)):
         text, _, cure = shared.removeprefix("train.device: ").partition(": ")
         findings.append(Finding("gpus", "fail", text, cure))
     return findings or [Finding("gpus", "ok", f"{len(gpus)} ranks, each on a GPU that it can use")]

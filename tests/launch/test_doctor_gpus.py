@@ -26,12 +26,11 @@ rank = int(os.environ["RANK"])
 HOST = socket.gethostname()
 
 
-def examined(gpus, tmp_path, nccl="", timeout=20, **environment):
+def examined(gpus, tmp_path, nccl="", *options):
     """(exit codes, rank 0's report, the failures in it) of a doctor on so many ranks."""
     program = ["-c", f"{PRETEND}\n{nccl}\nprogram()"]
-    arguments = ["doctor", "--json", "--timeout", timeout, "--output-dir", tmp_path]
-    shared = {"GPUS": json.dumps(gpus), "CUDA_VISIBLE_DEVICES": "", **environment}
-    outcome = run_ranks(arguments, len(gpus), tmp_path, program, **shared)
+    arguments = ["doctor", "--json", "--timeout", 20, "--output-dir", tmp_path, *options]
+    outcome = run_ranks(arguments, len(gpus), tmp_path, program, GPUS=json.dumps(gpus), CUDA_VISIBLE_DEVICES="")
     assert "Traceback" not in outcome.err
     reports = [json.loads(line) for line in outcome.out.splitlines() if line.startswith("{")]
     assert len(reports) == 1, outcome.out + outcome.err
@@ -55,6 +54,11 @@ def test_ranks_without_a_gpu_of_their_own_are_named_and_all_meet_over_gloo(tmp_p
     assert shared["fix"].startswith("start one rank a GPU")
     assert report["backend"] == "gloo"
     assert len(report["links"]) == 6
+
+
+def test_over_gloo_ranks_may_share_a_gpu(tmp_path):
+    codes, report, failed = examined(["GPU-a", "GPU-a"], tmp_path, NEVER, "--backend", "gloo")
+    assert (codes, failed, report["backend"]) == ([0, 0], [], "gloo")
 
 
 def test_nccl_that_does_not_start_is_a_finding_with_its_own_words(tmp_path):
@@ -112,7 +116,19 @@ def test_an_exchange_that_hangs_later_is_named(tmp_path):
 
 
 STANDS_IN = """
-doctor_gpus.connected = lambda gpu: (torch.device("cpu"), dist.new_group(backend="gloo"))
+groups = []
+def connected(gpu):
+    groups.append(dist.new_group(backend="gloo"))
+    return torch.device("cpu"), groups[0]
+doctor_gpus.connected = connected
+real_all_reduce, real_operation = dist.all_reduce, dist.P2POp
+def all_reduce(data, group=None):
+    assert group is groups[0]
+    real_all_reduce(data, group=group)
+def operation(kind, tensor, peer, group=None):
+    assert group is groups[0]
+    return real_operation(kind, tensor, peer, group)
+dist.all_reduce, dist.P2POp = all_reduce, operation
 """
 
 

@@ -89,6 +89,8 @@ def test_each_rank_on_a_gpu_of_its_own_is_well_and_sharing_is_where_all_can():
     assert found.health == "ok"
     (found,) = gpu_findings([*of("GPU-1", shared=True), *of("GPU-1")])
     assert found.found == "ranks 0, 1 have the same GPU, GPU-1 on a"
+    (found,) = gpu_findings(of("GPU-1", "GPU-1"), over_gloo=True)
+    assert found.health == "ok"
 
 
 def test_of_many_ranks_without_a_gpu_a_few_are_named():
@@ -165,7 +167,7 @@ def exchanges(monkeypatch):
     )
     monkeypatch.setattr(doctor_network, "dist", fake)
     monkeypatch.setattr(doctor_network, "_gathered", lambda way, own: [own])
-    monkeypatch.setattr(doctor_network, "mark", lambda device: now[0])
+    monkeypatch.setattr(doctor_network, "mark", lambda device: seen.append(("mark", 0)) or now[0])
     monkeypatch.setattr(doctor_network, "wait", lambda device: None)
     return seen
 
@@ -179,7 +181,7 @@ def test_on_cuda_all_reduces_go_up_to_256_mib_several_at_once(exchanges):
     assert table[-1].size == 256 * MIB
     assert table[-1].bandwidth == pytest.approx(300e9, rel=0.1)
     assert table[0].seconds == pytest.approx(50e-6, rel=0.1)
-    assert exchanges.count(("all_reduce", 256 * MIB)) % 10 == 0
+    assert exchanges[-12:] == [("mark", 0), *[("all_reduce", 256 * MIB)] * 10, ("mark", 0)]
     assert told == [f"all-reduces of {size} bytes" for size in CUDA_SIZES]
 
 
