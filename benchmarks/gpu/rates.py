@@ -52,7 +52,8 @@ def rows(place: Place) -> dict[str, Settings]:
     }  # fmt: skip
     found = {}
     for name, (more, batch, micro) in sizes.items():
-        found[name] = base(place) | bf16 | more | {"train.batch_size": batch, "train.micro_batch": micro}
+        size: Settings = {"train.batch_size": batch, "train.micro_batch": micro, "data.synthetic_train": 20_480}
+        found[name] = base(place) | bf16 | more | size
     if place.toy:
         found = {name: found[name] | {"train.batch_size": 40, "train.micro_batch": micro} for name, micro in
                  (("simple_cnn 4 × 128", 10),)}  # fmt: skip
@@ -182,10 +183,10 @@ def s7(place: Place) -> str:
 )
 def s8(place: Place) -> str:
     found: dict[str, list[float]] = {}
-    kinds = [(size, workers, ops) for size in place.of((32, 224), (16,)) for ops in place.of((None, [2, 9]), ([2, 9],))
-             for workers in place.of((0, 4, 8, 12), (0, 1))]  # fmt: skip
+    sizes = place.of({32: (0, 4, 12), 224: (8, 12)}, {16: (0, 1)})
+    kinds = [(size, count, ops) for size in sizes for ops in (None, [2, 9]) for count in sizes[size]]
     for size, workers, ops in kinds:
-        images = place.of(1024 if size > 100 else 8192, 80)
+        images = place.of(512 if size > 100 else 8192, 80)
         settings = base(place, data__image_size=size, data__loader="streaming", data__workers=workers, data__synthetic_train=images,
                         train__batch_size=place.of(128, 20), train__micro_batch=place.of(128, 20), model__name="resnet9",
                         model__args={"width": 4}, data__randaugment=ops)  # fmt: skip

@@ -41,7 +41,7 @@ def t8(place: Place) -> str:
         there[f"device-{name}"] = settings
         # Without a GPU the other side is this CPU too, with another number of threads.
         here[f"cpu-{name}"] = settings | {"train.device": "cpu", "train.threads": place.of(8, 2)}
-    train_beside(place, there, here)
+    train_beside(place, *((there, here) if place.cuda else (there | here,)))
     found = {
         name: apart(step_losses(runs(place) / f"device-{name}"), step_losses(runs(place) / f"cpu-{name}"))
         for name in names
