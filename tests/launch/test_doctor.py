@@ -103,13 +103,6 @@ def test_a_slurm_job_started_without_srun_and_fewer_cores_than_asked_for(tmp_pat
     assert "SRUN_CPUS_PER_TASK" in cores["cores"]["fix"]
 
 
-def test_more_slurm_tasks_than_gpus(tmp_path):
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
-    step |= {"SLURM_STEP_NODELIST": "a", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "1"}
-    found = diagnosed(cwd=tmp_path, code=2, **step)
-    assert "--ntasks-per-node equal to --gpus-per-node" in found["launcher"]["fix"]
-
-
 def test_two_launchers_that_disagree(tmp_path):
     torch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
     found = diagnosed(cwd=tmp_path, code=2, **torch, SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="3")
