@@ -38,8 +38,10 @@ def gpu_identity(index: int) -> str:
 
 def may_share_gpus() -> bool:
     """Whether NCCL lets several ranks use one GPU: its version can, and its own variable says so."""
-    version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-    return os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1" and version[:2] >= _SHARED_BY_NCCL
+    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1":
+        return False
+    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return version[:2] >= _SHARED_BY_NCCL
 
 
 def backend_of(config: Config, device: torch.device) -> Backend:

@@ -1,6 +1,7 @@
 """How the ranks find each other: the address, a free port, the network interface, the process group."""
 
 import errno
+import json
 import os
 import socket
 import threading
@@ -102,12 +103,13 @@ def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float
 
 def _check_gpus(store: Any, world: World, own: str) -> None:
     """Raise on all ranks alike if two of them have come with the same GPU. Before NCCL: it would speak of bus ids."""
-    store.set(f"gpu/{world.rank}", own)
-    gpus = [name.decode() for name in store.multi_get([f"gpu/{rank}" for rank in range(world.size)])]
+    store.set(f"gpu/{world.rank}", json.dumps((own, may_share_gpus())))
+    came = map(json.loads, store.multi_get([f"gpu/{rank}" for rank in range(world.size)]))
+    gpus, may_share = zip(*came, strict=True)
     store.set(f"gpu/read/{world.rank}", "")
     if world.is_main:  # it may hold the store, which has to be there until all have read
         store.wait([f"gpu/read/{rank}" for rank in range(world.size)])
-    if (problem := shared_gpus(gpus)) and not may_share_gpus():
+    if (problem := shared_gpus(gpus)) and not all(may_share):
         raise BadInput(problem)
 
 

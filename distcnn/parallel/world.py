@@ -31,17 +31,11 @@ class World:
     master_addrs: tuple[str, ...] = ()  # where rank 0 can be reached; empty at world size 1
     master_port: int = 0  # with `job`, the first of several to try
     job: str | None = None  # an id that all ranks know and no other job has: they agree on a port by it
-    own_gpu: bool = False  # whether each rank sees only the GPU that is its own
 
     @property
     def is_main(self) -> bool:
         """Whether this rank reports and writes. Never a condition around a collective."""
         return self.rank == 0
-
-    @property
-    def gpu(self) -> int:
-        """The index, among the GPUs visible to this process, of its own."""
-        return 0 if self.own_gpu else self.local_rank
 
 
 def world_from(environment: Environment) -> World:
@@ -205,14 +199,12 @@ def _slurm_world(environment: Environment) -> World:
         f"SLURM_STEP_NODELIST = {hosts!r}: should name the step's nodes, like node[1-4]; start distcnn with "
         "srun, which sets it",
     )
-    # With --gpus-per-task each task sees its own GPUs only, and they count from 0 again.
-    own = "SLURM_GPUS_PER_TASK" in environment
     read.stop_at_problems()
     name = (
         f"slurm-{environment.get('SLURM_CLUSTER_NAME', '')}-{job}.{step}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     )
     return _agreeing(
-        World(rank, size, local_rank, local_size, node, len(counts), "srun", own_gpu=own),
+        World(rank, size, local_rank, local_size, node, len(counts), "srun"),
         (first,), name,
     )  # fmt: skip
 

@@ -58,9 +58,10 @@ def make_plan(
             f"train.drop_last = true, train.batch_size = {batch}: {train_images} training images do not fill one "
             "batch; use a smaller batch or drop_last: false"
         )
-    if config.model.sync_batchnorm and not config.train.drop_last:
-        if problem := _uneven_forwards(train_images % batch, batch // world_size, micro, world_size):
-            raise BadInput(problem)
+    short = train_images % batch
+    even = not config.model.sync_batchnorm or config.train.drop_last
+    if not even and (problem := _uneven_forwards(short, batch // world_size, micro, world_size)):
+        raise BadInput(problem)
     return Plan(
         train_images=train_images,
         test_images=test_images,
@@ -96,8 +97,8 @@ def _uneven_forwards(short: int, share: int, micro: int, world_size: int) -> str
     fits = [size for size in range(1, share + 1) if share % size == 0 and even(size)]
     return (
         f"model.sync_batchnorm, train.micro_batch = {micro}: an epoch's last batch, of {short} images, makes "
-        f"{-(-short // micro)} micro-batches, which {world_size} ranks cannot share evenly, and SyncBatchNorm waits for "
-        "all ranks in every forward: set train.drop_last true"
+        f"{-(-short // micro)} micro-batches, which {world_size} ranks cannot share evenly, and SyncBatchNorm waits "
+        "for all ranks in every forward: set train.drop_last true"
         + (f", or train.micro_batch to {', '.join(map(str, fits[-4:]))}" if fits else "")
     )
 

@@ -58,7 +58,7 @@ GOOD = {
     "srun, 3 + 1 tasks: the third": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, World(2, 4, 2, 3, 0, 2, "srun", **ON_NODE_1)),
     "srun, 3 + 1 tasks: the last": (UNEVEN | {"SLURM_PROCID": "3", "SLURM_NODEID": "1"}, World(3, 4, 0, 1, 1, 2, "srun", **ON_NODE_1)),
     "srun --gpus-per-node 3": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_GPUS_ON_NODE": "3"}, World(2, 4, 2, 3, 0, 2, "srun", **ON_NODE_1)),
-    "srun --gpus-per-task a100:1": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_GPUS_PER_TASK": "a100:1", "SLURM_GPUS_ON_NODE": "1"}, World(2, 4, 2, 3, 0, 2, "srun", own_gpu=True, **ON_NODE_1)),
+    "srun --gpus-per-task a100:1": (UNEVEN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "2", "SLURM_GPUS_PER_TASK": "a100:1", "SLURM_GPUS_ON_NODE": "1"}, World(2, 4, 2, 3, 0, 2, "srun", **ON_NODE_1)),
     "srun, one task": (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4"}, World(launcher="srun")),
     "srun --mpi=pmi2": (SRUN | {"PMI_RANK": "0", "PMI_SIZE": "2"}, World(0, 2, 0, 1, 0, 2, "srun", **ON_NODE_1)),
     "srun, an unrelated MASTER_ADDR": (SRUN | {"MASTER_ADDR": "somewhere"}, World(0, 2, 0, 1, 0, 2, "srun", **ON_NODE_1)),
