@@ -20,7 +20,7 @@ from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError, Stopped
 from distcnn.files import whole_file
 from distcnn.history import read_history
 from distcnn.parallel.collectives import on_main
-from distcnn.parallel.device import backend_of
+from distcnn.parallel.device import backend_of, slow_precision
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
 from distcnn.parallel.memory import evaluation_cures, explained, shared
@@ -129,6 +129,8 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         known = {"launcher": world.launcher, **environment.described(), "plan": described["plan"]}
         on_main(open_trackers, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
+        if advice := slow_precision(config, parts.device):
+            trackers.log(event("slow_precision", state.step, advice))
         try:
             with watch, shared(store), enough_memory():
                 evaluation = fit(

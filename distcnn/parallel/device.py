@@ -75,6 +75,16 @@ def device_problems(config: Config, world: World) -> Iterator[Problem]:
         )
 
 
+def slow_precision(config: Config, device: torch.device) -> str:
+    """What to say of a run that computes in the slowest way a GPU has, which is the default; empty for others."""
+    if device.type != "cuda" or config.train.precision != "fp32" or config.train.tf32:
+        return ""
+    return (
+        "fp32 without TF32 does not use the GPU's tensor cores, which are many times as fast: train.precision bf16, or "
+        "train.tf32 where 10 bits of a product's factors are enough"
+    )
+
+
 def torch_version() -> tuple[int, int]:
     """(major, minor) of PyTorch."""
     major, minor = torch.__version__.split(".")[:2]

@@ -10,7 +10,15 @@ import torch
 from distcnn.config import Config, TrainConfig
 from distcnn.errors import first_line
 from distcnn.parallel import device as devices
-from distcnn.parallel.device import backend_of, device_problems, gpu_identity, gpu_index, may_share_gpus, set_up_device
+from distcnn.parallel.device import (
+    backend_of,
+    device_problems,
+    gpu_identity,
+    gpu_index,
+    may_share_gpus,
+    set_up_device,
+    slow_precision,
+)
 from distcnn.parallel.meeting import shared_gpus
 from distcnn.parallel.world import World, world_from
 
@@ -142,6 +150,19 @@ def test_what_the_devices_cannot_do(see, monkeypatch, train, gpus, version, rank
     found = dict(device_problems(Config(train=TrainConfig(**train)), World(0, ranks, 0, ranks)))
     assert [*found] == ([(key,)] if key else [])
     assert words in "".join(found.values())
+
+
+@pytest.mark.parametrize(
+    ("on", "train", "said"),
+    [
+        ("cuda:0", {}, True),
+        ("cuda:0", {"tf32": True}, False),
+        ("cuda:0", {"precision": "bf16"}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_the_slowest_way_to_compute_is_said_to_be_that(on, train, said):
+    assert bool(slow_precision(Config(train=TrainConfig(**train)), torch.device(on))) is said
 
 
 def test_nccls_own_reason_is_told():
