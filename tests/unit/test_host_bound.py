@@ -5,6 +5,8 @@ import pytest
 from distcnn.config import Config, TrainConfig
 from distcnn.training.host_bound import HostBound
 from distcnn.training.plan import make_plan
+from tests import by_hand
+from tests.records import metrics
 
 
 def plan(micro=32, world=1):
@@ -30,6 +32,12 @@ def test_it_is_said_once_after_five_log_points_in_a_row():
 @pytest.mark.parametrize("point", [(1.0, 0.06, 0.1, 0.9), (1.0, 0.0, 0.6, 0.1)])
 def test_a_device_that_is_waited_for_or_a_host_that_waits_for_others_is_not_bound_by_the_host(point):
     assert not any(said([point] * 20))
+
+
+def test_nothing_is_said_on_a_cpu(tmp_path):
+    """Which is never waited for."""
+    result, _ = by_hand.train(tmp_path, {"tracking.log_every": 1, "train.duration": "12step"})
+    assert "host_bound" not in [line["event"] for line in metrics(result.folder, "event")]
 
 
 def test_launches_and_data_are_told_apart():
