@@ -13,13 +13,17 @@ from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT
 from tests.gpu.work import apart, base, of_data, runs, step_losses, train, train_beside
 
+# On a CPU T7's losses are within 3e-6 at this rate. At 0.02 they are 3e-2 apart after 50 steps: a ReLU or a max-pool near a tie
+# makes much of a last bit, and the faster the weights move the sooner.
+SLOW = 0.002
+
 
 @CORRECT.check(
     "T7", "one micro-batch of 512 against four of 128, simple_cnn in fp32", "losses within 1e-5 over 50 steps", 15
 )
 def t7(place: Place) -> str:
     batch = place.of(512, 40)
-    settings = base(place, train__batch_size=batch, train__duration=place.of("50step", "6step"))
+    settings = base(place, train__batch_size=batch, train__duration=place.of("50step", "6step"), optim__lr=SLOW)
     jobs = {f"by-{count}": settings | {"train.micro_batch": batch // count} for count in (1, 4)}
     train(place, jobs)
     most = max(apart(*(step_losses(runs(place) / name) for name in jobs)))
@@ -36,7 +40,11 @@ def t8(place: Place) -> str:
     there, here = {}, {}
     for name in names:
         settings = base(
-            place, model__name=name, train__duration=place.of("20step", "6step"), train__batch_size=place.of(128, 40)
+            place,
+            optim__lr=SLOW,
+            model__name=name,
+            train__duration=place.of("20step", "6step"),
+            train__batch_size=place.of(128, 40),
         )
         there[f"device-{name}"] = settings
         # Without a GPU the other side is this CPU too, with another number of threads.
