@@ -90,6 +90,7 @@ def test_the_device_is_timed_without_changing_a_loss(synthetic, tmp_path):
     assert [names.count("host_bound") for names in events] == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_report_says_how_far_the_device_is_and_what_nccl_waits_for(synthetic, tmp_path):
     with training(synthetic, tmp_path, 2, "stuck=0 late=1 nccl", "9step", "--train.timeout", "20") as started:
         codes, err = started.wait(SECONDS), started.err()
