@@ -27,7 +27,7 @@ class Identity:
     born: float  # the process's creation time: another process may get its number
 
 
-class LostRank(NoMeeting, RuntimeError):
+class LostRankError(NoMeeting, RuntimeError):
     """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then."""
 
 
@@ -44,7 +44,7 @@ class Peers:
         self.identities: Sequence[Identity] = ()
         self.visible: dict[int, psutil.Process] = {}
         self.lifeline: Lifeline | None = None
-        self.lost: LostRank | None = None
+        self.lost: LostRankError | None = None
         self.found = False
         self.telling: Any = None  # a connection to the store, for whoever holds the lock
         self.lock = threading.Lock()
@@ -79,12 +79,12 @@ class Peers:
                         if _gone(process):
                             self._lose(rank, "its process has ended")
                 if self.lost is None and store.check([_KEY]):
-                    self.lost = LostRank(_said(store.get(_KEY)))
+                    self.lost = LostRankError(_said(store.get(_KEY)))
         except RuntimeError as error:  # the store is gone, and with it rank 0, or the training has ended
             time.sleep(_PAUSE_S)  # a rank that listens to rank 0 says that better
             if self.with_lifeline and not self.done.is_set() and self.lost is None:
                 what = f"rank 0, or torchrun's agent, which served the ranks' store, has gone ({first_line(error)})"
-                self.found, self.lost = True, LostRank(what)
+                self.found, self.lost = True, LostRankError(what)
 
     def _lose(self, rank: int, why: str) -> None:
         """What the first one to find it says, every rank says."""
@@ -96,9 +96,9 @@ class Peers:
             try:
                 value = self.telling.compare_set(_KEY, "", f"{finder}\n{text}")
                 self.found = value.decode().partition("\n")[0] == finder
-                self.lost = LostRank(_said(value))
+                self.lost = LostRankError(_said(value))
             except RuntimeError:  # the store went with it
-                self.found, self.lost = True, LostRank(text)
+                self.found, self.lost = True, LostRankError(text)
 
 
 def _said(value: bytes) -> str:

@@ -128,7 +128,7 @@ class Watchdog:
     def wait_for_device(self) -> float:
         """Wait until the device has done what it was given; returns the seconds. On a CPU nothing happens.
 
-        Raises LostRank as soon as another rank is known to have gone, for which the device may wait without end.
+        Raises LostRankError as soon as another rank is known to have gone, for which the device may wait without end.
         """
         return wait_for_device(self.device, lambda: self.peers.lost if self.peers is not None else None)
 

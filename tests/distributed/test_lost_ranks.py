@@ -43,7 +43,7 @@ def test_a_rank_that_waits_for_its_device_hears_of_a_death(synthetic, tmp_path, 
     err = killed(synthetic, tmp_path, 2, where + hidden, victim=1)
     assert re.search(GONE.format(1, 2, how), err), err
     (failed,) = [line for line in metrics(tmp_path / "runs" / "tiny", "event") if line["event"] == "failed"]
-    assert re.match(rf"LostRank: {GONE.format(1, 2, how)}", failed["message"])
+    assert re.match(rf"LostRankError: {GONE.format(1, 2, how)}", failed["message"])
 
 
 def test_a_rank_that_does_not_listen_to_the_dead_one_learns_it_through_the_store(synthetic, tmp_path):
