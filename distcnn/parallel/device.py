@@ -4,7 +4,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -100,13 +100,7 @@ def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
     threads = config.train.threads or max(1, cores() // world.local_size)
     torch.set_num_threads(threads)
     deterministic = config.train.deterministic
-    if deterministic == "strict":
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # read where the first product makes cuBLAS's handle
-        torch.use_deterministic_algorithms(True)
-        # Whoever reads what was never written is not to be hidden, nor paid for: no buffer of distcnn is.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _set_strict(deterministic == "strict")
     if config.train.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu"), threads
     device = torch.device("cuda", gpu_index(world))
@@ -120,3 +114,26 @@ def set_up_device(config: Config, world: World) -> tuple[torch.device, int]:
     torch.backends.cudnn.deterministic = bool(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return device, threads
+
+
+_strict_before: tuple[bool, bool] | None = None  # what stood where an earlier training of this process made it strict
+
+
+def _set_strict(strict: bool) -> None:
+    """Have all of PyTorch deterministic, or leave it as the process had it before a training asked for that."""
+    global _strict_before
+    fill: Any = torch.utils.deterministic
+    if strict:
+        # Read where the first product makes cuBLAS's handle: in a process that has one already, too late.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        _strict_before = _strict_before or (
+            torch.are_deterministic_algorithms_enabled(),
+            fill.fill_uninitialized_memory,
+        )
+        torch.use_deterministic_algorithms(True)
+        # What is never read need not be filled, and no buffer of distcnn is read before it is written.
+        fill.fill_uninitialized_memory = False
+    elif _strict_before is not None:
+        enabled, fill.fill_uninitialized_memory = _strict_before
+        torch.use_deterministic_algorithms(enabled)
+        _strict_before = None

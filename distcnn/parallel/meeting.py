@@ -4,12 +4,10 @@ import errno
 import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from distcnn.errors import BadEnvironment, BadInput, NoMeeting, first_line
 from distcnn.parallel.device import Backend, gpu_identity, may_share_gpus
 from distcnn.parallel.ending import watch_group
+from distcnn.parallel.patience import patiently
 from distcnn.parallel.waiting import waiting
 from distcnn.parallel.world import World
 
@@ -77,9 +76,10 @@ def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float
                 os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
                 os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             # A program at the port that never answers: PyTorch's store would wait for it without end.
-            store = within(timeout_s + 5, lambda: _fresh(_store(world, timeout_s), world, timeout_s))
-            if backend == "nccl":
-                _check_gpus(store, world, gpu_identity(device.index))
+            silent = "what listens there, perhaps another program, has not answered"
+            store = patiently(lambda _: _fresh(_store(world, timeout_s), world, timeout_s), timeout_s + 5, silent)
+            gpu = gpu_identity(device.index) if device.type == "cuda" else ""
+            _check_devices(store, world, (socket.gethostname(), backend, gpu, backend == "nccl" and may_share_gpus()))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
                 store=store,
@@ -101,15 +101,25 @@ def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float
         ) from error
 
 
-def _check_gpus(store: Any, world: World, own: str) -> None:
-    """Raise on all ranks alike if two of them have come with the same GPU. Before NCCL: it would speak of bus ids."""
-    store.set(f"gpu/{world.rank}", json.dumps((own, may_share_gpus())))
-    came = map(json.loads, store.multi_get([f"gpu/{rank}" for rank in range(world.size)]))
-    gpus, may_share = zip(*came, strict=True)
-    store.set(f"gpu/read/{world.rank}", "")
+def _check_devices(store: Any, world: World, own: tuple[str, Backend, str, bool]) -> None:
+    """Raise on all ranks alike if they cannot exchange over what each has chosen: before a group, which would hang.
+
+    `own` is this rank's host, backend, GPU ("" for none), and whether its NCCL may share a GPU.
+    """
+    store.set(f"device/{world.rank}", json.dumps(own))
+    came = map(json.loads, store.multi_get([f"device/{rank}" for rank in range(world.size)]))
+    hosts, backends, gpus, may_share = zip(*came, strict=True)
+    store.set(f"device/read/{world.rank}", "")
     if world.is_main:  # it may hold the store, which has to be there until all have read
-        store.wait([f"gpu/read/{rank}" for rank in range(world.size)])
-    if (problem := shared_gpus(gpus)) and not all(may_share):
+        store.wait([f"device/read/{rank}" for rank in range(world.size)])
+    if len({*backends}) > 1:
+        without = [f"rank {rank} on {hosts[rank]}" for rank, backend in enumerate(backends) if backend != "nccl"]
+        raise BadInput(
+            f"train.device: {len(without)} of {world.size} ranks see no GPU: {', '.join(without[:8])}"
+            f"{' and others' * (len(without) > 8)}; look at its driver (nvidia-smi) and CUDA_VISIBLE_DEVICES there, or "
+            "set train.device cpu for all"
+        )
+    if backends[0] == "nccl" and not all(may_share) and (problem := shared_gpus(gpus)):
         raise BadInput(problem)
 
 
@@ -126,26 +136,6 @@ def shared_gpus(gpus: Sequence[str]) -> str:
         "CUDA_VISIBLE_DEVICES is the same for all, or set train.backend gloo, over which ranks may share one"
     )
     return f"train.device: {'; '.join(shared)}: {cure}" if shared else ""
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns or raises; TimeoutError, with `call` left behind in its thread, if it takes too long."""
-    done: Queue[tuple[Any, Exception | None]] = Queue()
-
-    def run() -> None:
-        try:
-            done.put((call(), None))
-        except Exception as error:
-            done.put((None, error))
-
-    threading.Thread(target=run, name="distcnn-meeting", daemon=True).start()
-    try:
-        answer, error = done.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError("what listens there does not answer; is it another program?") from None
-    if error:
-        raise error
-    return answer
 
 
 def _fresh(store: Any, world: World, timeout_s: float) -> Any:
@@ -245,7 +235,7 @@ def _store_at(host: str, port: int, key: str, patience_s: float) -> Any:
         return store if store.check([key]) else None
 
     try:
-        return within(patience_s, look)
+        return patiently(lambda _: look(), patience_s)
     except (OSError, dist.DistError, RuntimeError):  # of them a TimeoutError: somebody who never answers
         return None
 

@@ -1,4 +1,4 @@
-"""Run on ranks whose GPUs are pretended: their identities stand in GPU. What is said of them, and what goes over gloo.
+"""Run on ranks whose GPUs are pretended: their identities, or "none", stand in GPU. What is said of them, and what goes over gloo.
 
 Where no two are the same the group is made as for NCCL, with a backend that exchanges nothing in its place: what is on
 the host goes over gloo all the same.
@@ -27,7 +27,10 @@ meeting.gpu_identity = lambda _: os.environ["GPU"]
 meeting.may_share_gpus = lambda: "MAY" in os.environ
 world = world_from(os.environ)
 try:
-    with meeting.process_group(world, device=torch.device("cuda", 0), backend="nccl", timeout_s=60):
+    device, backend = (
+        (torch.device("cuda", 0), "nccl") if os.environ["GPU"] != "none" else (torch.device("cpu"), "gloo")
+    )
+    with meeting.process_group(world, device=device, backend=backend, timeout_s=60):
         check_same({"what": 1})
         ranks, answer = gather_objects(world.rank), on_main(lambda: "of rank 0", "rank 0")
         total = int(sum_ranks(torch.tensor(world.rank + 1)))

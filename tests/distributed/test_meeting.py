@@ -137,6 +137,14 @@ def test_ranks_with_one_gpu_are_refused_and_what_is_on_the_host_needs_none(gpus,
         assert said == [f"rank {rank}: [0, 1, 2] of rank 0 6" for rank in range(3)]
 
 
+def test_ranks_without_a_gpu_are_named_and_none_waits():
+    ranks = [{**one, "GPU": gpu} for one, gpu in zip(bare(3), ["a", "none", "b"], strict=True)]
+    outcome = run_ranks([], ranks, program=["-m", "tests.distributed.shared_gpus"])
+    assert outcome.codes == [0, 0, 0], outcome.err
+    said = [f"rank {rank}: train.device: 1 of 3 ranks see no GPU: rank 1 on " for rank in range(3)]
+    assert all(line.startswith(begin) for line, begin in zip(outcome.out.splitlines(), said, strict=True))
+
+
 def test_without_a_gpu_nccl_says_so_and_none_waits():
     ranks = [{**one, "GPU": f"{rank}"} for rank, one in enumerate(bare(2))]
     program = """

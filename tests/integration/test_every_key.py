@@ -666,7 +666,7 @@ ELSEWHERE = {
     "train.deterministic": Elsewhere(
         "It shows where an operation has a deterministic and another form, which distcnn's networks have on CUDA alone. "
         "Covered: that strict refuses an operation that has none, and what cuDNN and the compiler are asked for.",
-        "test_device.py::test_strict_refuses_what_has_no_deterministic_form",
+        "test_device.py::test_strict_refuses_what_has_no_deterministic_form_and_lasts_no_longer",
     ),
 }
 

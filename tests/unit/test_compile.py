@@ -8,7 +8,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from distcnn.build import place
-from distcnn.config import Config, TrainConfig
+from distcnn.config import Config, ModelConfig, TrainConfig
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def graphs(monkeypatch) -> Iterator[list[torch.fx.GraphModule]]:
 
 
 def network(**train: object) -> nn.Module:
-    return place(nn.Linear(4, 2), Config(train=TrainConfig(**train)), torch.device("cpu"), compile=True)
+    config = Config(train=TrainConfig(**train), model=ModelConfig(compile=True))
+    return place(nn.Linear(4, 2), config, torch.device("cpu"), compile=True)
 
 
 def test_full_batches_run_one_graph_whatever_comes_between(graphs):

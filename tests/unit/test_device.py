@@ -1,7 +1,6 @@
 """Which GPU a rank takes, whether two have taken one, and what each setting asks of the device; without a GPU."""
 
 import os
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -179,23 +178,36 @@ def test_nccls_own_reason_is_told():
     assert first_line(RuntimeError("one\nLast error:\n")) == "one"
 
 
-@pytest.fixture
-def undo_strict(monkeypatch):
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_strict_refuses_what_has_no_deterministic_form_and_lasts_no_longer(monkeypatch, deterministic):
+    def put():
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+
+    def set_up(deterministic):
+        set_up_device(Config(train=TrainConfig(device="cpu", threads=1, deterministic=deterministic)), World())
+
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    set_up(deterministic)
+    put()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    for _ in range(2):
+        set_up("strict")
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation"):
+            put()
+    set_up(deterministic)  # another training in the same process
+    put()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-@pytest.mark.parametrize("deterministic", [True, False, "strict"])
-@pytest.mark.usefixtures("undo_strict")
-def test_strict_refuses_what_has_no_deterministic_form(deterministic):
-    set_up_device(Config(train=TrainConfig(device="cpu", threads=1, deterministic=deterministic)), World())
-    refused = pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation")
-    with refused if deterministic == "strict" else nullcontext():
-        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
-    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic == "strict" else None)
+def test_a_process_that_is_strict_by_itself_stays_so():
+    torch.use_deterministic_algorithms(True)
+    try:
+        set_up_device(Config(train=TrainConfig(device="cpu", threads=1)), World())
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
