@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 _groups: "list[weakref.ref[Any]]" = []
 _LIMIT_S = 60  # of the interpreter's end, whose own part takes a second or two
-_LEFT_BEHIND = ("distcnn-tracker", "distcnn-meeting")  # threads stuck in a library, or in a program that never answers
+_LEFT_BEHIND = ("distcnn-tracker", "distcnn-patience")  # threads stuck in a library, or in a program that never answers
 
 
 def end_process(code: int) -> NoReturn:

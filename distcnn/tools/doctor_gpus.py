@@ -7,14 +7,11 @@ may hang there runs in a thread, and is left behind when nothing moves any more.
 
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from queue import Empty, Queue
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +20,13 @@ from distcnn.errors import first_line
 from distcnn.parallel.collectives import gather_objects
 from distcnn.parallel.device import gpu_identity, gpu_index, may_share_gpus
 from distcnn.parallel.meeting import shared_gpus
+from distcnn.parallel.patience import patiently
 from distcnn.parallel.world import World
 from distcnn.tools.doctor_local import Finding, listed
 from distcnn.tools.doctor_network import AllReduce, Pair, Way, measure
 
-T = TypeVar("T")
 Measured = tuple[list[AllReduce], dict[Pair, float]]
+_HUNG = "nothing moved"
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def over_nccl(world: World, gpu: Gpu, hosts: Sequence[str], timeout_s: float) ->
 
         measured, problem = None, ""
         try:  # shorter than the wait of those that failed at once, below
-            measured = patiently(work, timeout_s / 2)
+            measured = patiently(work, timeout_s / 2, _HUNG)
         except Exception as error:  # whatever it is: the others wait for a word of this rank
             problem = "; ".join([first_line(error), *last_words(log)])
     problems = gather_objects(problem)
@@ -144,34 +142,3 @@ def last_words(log: Path) -> list[str]:
         return []
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line.partition("NCCL WARN ")[2].strip() for line in lines if "NCCL WARN " in line][-3:]
-
-
-_HUNG = "nothing moved for"
-
-
-def patiently(work: Callable[[Callable[[str], None]], T], patience_s: float) -> T:
-    """What `work` returns or raises; TimeoutError once it has called what it is given, with a text, for so long not
-    again. Then it is left behind in its thread.
-    """
-    done: Queue[tuple[Any, Exception | None]] = Queue()
-    moved = [(time.monotonic(), "")]
-
-    def run() -> None:
-        try:
-            done.put((work(lambda text: moved.append((time.monotonic(), text))), None))
-        except Exception as error:
-            done.put((None, error))
-
-    threading.Thread(target=run, name="distcnn-meeting-nccl", daemon=True).start()
-    while True:
-        try:
-            answer, error = done.get(timeout=0.2)
-        except Empty:
-            since, text = moved[-1]
-            if time.monotonic() - since > patience_s:
-                raise TimeoutError(f"{_HUNG} {patience_s:g} s in {text}") from None
-            continue
-        if error:
-            raise error
-        result: T = answer
-        return result

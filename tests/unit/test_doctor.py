@@ -1,7 +1,5 @@
 """distcnn doctor on GPUs, as far as no process is needed: what is found of a rank's devices, and what goes over a link."""
 
-import time
-from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distcnn.parallel.world import World
 from distcnn.tools import doctor_local, doctor_network
-from distcnn.tools.doctor_gpus import Gpu, gpu_findings, last_words, own_gpu, patiently, usable
+from distcnn.tools.doctor_gpus import Gpu, gpu_findings, last_words, own_gpu, usable
 from distcnn.tools.doctor_network import CUDA_SIZES, MESSAGE, Way, all_reduces, message_size, slow_links
 
 MIB = 1 << 20
@@ -98,31 +96,6 @@ def test_of_many_ranks_without_a_gpu_a_few_are_named():
     (found,) = gpu_findings([*here, *[Gpu("b")] * 16])
     assert found.found.startswith("ranks 8, 9, 10, 11, 12, 13, 14, 15 and 8 more on b: no GPU")
     assert "nvidia-smi on b" in found.fix
-
-
-def test_patience_begins_anew_with_each_sign_of_life():
-    def work(alive):
-        for i in range(4):
-            alive(f"part {i}")
-            time.sleep(0.15)
-        return "done"
-
-    assert patiently(work, 0.4) == "done"
-
-
-def test_what_does_not_move_is_named_and_left_behind():
-    ended = Event()
-
-    def work(alive):
-        alive("the first exchange")
-        alive("links")
-        ended.wait()
-
-    with pytest.raises(TimeoutError, match=r"nothing moved for 0\.1 s in links"):
-        patiently(work, 0.1)
-    ended.set()
-    with pytest.raises(ZeroDivisionError):
-        patiently(lambda alive: 1 / 0, 10)
 
 
 def test_the_last_reasons_of_nccl(tmp_path):
