@@ -20,12 +20,14 @@ from distcnn.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PREEMPTED,
+    BadDevice,
     BadEnvironment,
     BadInput,
     DistcnnError,
     NoMeeting,
     OutOfMemoryError,
     Stopped,
+    means_out_of_memory,
 )
 from distcnn.parallel.ending import end_process
 from distcnn.parallel.world import spoken_rank
@@ -88,6 +90,7 @@ def _lost_contact(error: Exception) -> bool:
     """Whether gloo or NCCL gave up because another rank has gone."""
     return (
         isinstance(error, RuntimeError)
+        and not means_out_of_memory(error)  # NCCL says of that too that it is an NCCL error
         and re.search(r"gloo/transport|NCCL error|ncclRemoteError", str(error)) is not None
     )
 
@@ -195,8 +198,8 @@ def _speak_once(error: DistcnnError) -> None:
     The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
     the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
     spoken. The first rank of another node that nobody ended knows that only its node has the problem. A rank whose
-    own variables are wrong, or that missed the others, may be the only one, and speaks too. So does the first rank that
-    has run out of memory, at once: the others fail because of it.
+    own variables or device are wrong, or that missed the others, may be the only one, and speaks too. So does the first
+    rank that has run out of memory, at once: the others fail because of it.
     """
     if isinstance(error, OutOfMemoryError):
         if error.own:
@@ -209,7 +212,7 @@ def _speak_once(error: DistcnnError) -> None:
         return  # all ranks stop together, and rank 0 says so
     if rank != 0:
         # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
-        own = isinstance(error, BadEnvironment | NoMeeting)
+        own = isinstance(error, BadDevice | BadEnvironment | NoMeeting)
         time.sleep(2 if own else 60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
         if local_rank != 0 and not own:
             return
@@ -220,6 +223,7 @@ def _print(error: DistcnnError) -> None:
     problems = error.problems if isinstance(error, BadInput) else str(error).splitlines()
     titles = {
         BadInput: "distcnn: bad input",
+        BadDevice: "distcnn: bad input",
         BadEnvironment: "distcnn: bad environment",
         Stopped: "distcnn: stopped",
         OutOfMemoryError: "distcnn: out of memory",

@@ -68,12 +68,11 @@ def engine_of(config: Config, world: World) -> type[Engine]:
 
 
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What does not fit this machine; cheap checks, made on every rank."""
+    """What does not fit this machine, besides the rank's device; cheap checks, made on every rank."""
     yield from sources.problems(config.data)
     yield from models.problems(config.model.name)
     for library in (wandb_tracking, tensorboard, trackio):
         yield from library.problems(config.tracking)
-    yield from device_problems(config, world)
     if engine_of(config, world) is AccelerateEngine:
         yield from engine_accelerate.problems(config, os.environ)
     if config.checkpoint.resume not in ("auto", "never") and not Path(config.checkpoint.resume).is_file():
@@ -87,7 +86,11 @@ def checked(settings: Settings, world: World) -> Config:
     if world.launcher == "accelerate":
         for key, value in engine_accelerate.defaults(os.environ).items():
             settings.default(key, value)
-    return settings.check(world.size, lambda config: environment_problems(config, world))
+    return settings.check(
+        world.size,
+        environment=lambda config: environment_problems(config, world),
+        device=lambda config: device_problems(config, world),
+    )
 
 
 def prepare(config: Config, world: World) -> Parts:
@@ -96,7 +99,7 @@ def prepare(config: Config, world: World) -> Parts:
     train_data, test_data = sources.load(config.data, "train"), sources.load(config.data, "test")
     check_classes(train_data, test_data)
     if config.data.loader == "resident":
-        check_resident(train_data, device)
+        check_resident(train_data, device, world)
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
     model = models.build_model(
@@ -126,11 +129,12 @@ def prepare(config: Config, world: World) -> Parts:
     saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    with memory.explained(device, lambda: ["none of this run lies there yet: who else uses it?"]):
+    alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
+    with memory.explain_out_of_memory(device, lambda: [alone]):
         model = place(model, config, device, compile=config.model.compile and not foreign)
+        optimizer = make_optimizer(model, config.optim, plan.lr)
     return Parts(
-        device, train_data, test_data, normalize, model,
-        make_optimizer(model, config.optim, plan.lr), plan, schedule, saved, damaged,
+        device, train_data, test_data, normalize, model, optimizer, plan, schedule, saved, damaged,
     )  # fmt: skip
 
 
@@ -190,13 +194,14 @@ def place(model: nn.Module, config: Config, device: torch.device, *, compile: bo
     model = model.to(device)
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if config.model.compile:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+        # Otherwise it times kernels and takes the fastest, which may be another one in another process or rank.
+        torch._inductor.config.deterministic = bool(config.train.deterministic)
     if compile:
         # Each shape gets a graph of its own. By default a second size of batch, such as an epoch's last, makes one for
         # any size, which all batches run from then on: slower, and another program than a resumed run's.
         model.compile(dynamic=False)
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
-        # Otherwise it times kernels and takes the fastest, which may be another one in another process or rank.
-        torch._inductor.config.deterministic = bool(config.train.deterministic)
     return model
 
 

@@ -3,9 +3,23 @@
 A traceback is for bugs; everything a user can cause or cure is one of these, printed as a plain message.
 """
 
+import re
 from collections.abc import Sequence
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+
+# Of PyTorch and its allocators, CUDA, its libraries (cuBLAS, cuDNN, ...), NCCL; of a DataLoader's worker, which may
+# hand on by its text alone what was raised there.
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|CUDA (?:driver )?error: out of memory|CU\w+_STATUS_\w*ALLOC(?:ATION)?_FAILED|"
+    r"Cuda failure (?:\d+ )?'out of memory'|DefaultCPUAllocator|Caught \w*MemoryError in "
+)
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Whether a library's exception says that the memory of a device, or of the host, was not enough."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's: not imported here
+    return named or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:
@@ -33,6 +47,15 @@ class BadInput(DistcnnError):  # noqa: N818 - it reads as what it is: `raise Bad
 
 class BadEnvironment(BadInput):
     """A launcher's variables that cannot be right. Each rank knows of its own only, so each speaks for itself."""
+
+
+class BadDevice(BadInput):
+    """What the device of one rank cannot do; the message names the rank and its host.
+
+    The devices of the others may be right, so each rank that has such a problem speaks for itself, as with
+    BadEnvironment: where all have it, rank 0 does at once, and the others 2 s later, if nobody has ended them by then
+    (torchrun and srun --kill-on-bad-exit do).
+    """
 
 
 class NoMeeting(DistcnnError):  # noqa: N818

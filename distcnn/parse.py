@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distcnn.config import Config
 from distcnn.conflicts import Problem, conflicts
-from distcnn.errors import BadInput
+from distcnn.errors import BadDevice, BadInput
 
 COMMAND_LINE = "command line"
 _DEEPEST = 20
@@ -97,10 +97,16 @@ class Settings:
         self.values.setdefault(key, (value, "default"))
         return self
 
-    def check(self, world_size: int, environment: Callable[[Config], Iterable[Problem]] = lambda _: ()) -> Config:
+    def check(
+        self,
+        world_size: int,
+        environment: Callable[[Config], Iterable[Problem]] = lambda _: (),
+        device: Callable[[Config], Iterable[Problem]] = lambda _: (),
+    ) -> Config:
         """The Config these values make at that world size. Raises BadInput with every problem.
 
-        `environment` tells what does not fit the machine: a missing folder, a device that is not there.
+        `environment` tells what does not fit the machine, such as a missing folder; `device` what the device of this
+        rank cannot do, which other ranks may not have: then it is a BadDevice.
         """
         problems, doubtful = list(self.problems), set[str]()
         values = {key: value for key, (value, _) in self.values.items()}
@@ -120,13 +126,19 @@ class Settings:
                 doubtful.add(key)
             # The rest is checked all the same, with the failing keys at their defaults, to report all at once.
             config = _ADAPTER.validate_python(_nest(values))
-        for keys, message in [*conflicts(config, world_size), *environment(config)]:
-            if doubtful.isdisjoint(keys):
-                given = ", ".join(f"{key} = {_shown(value_at(config, key))} ({self._place(key)})" for key in keys)
-                problems.append(f"{given}: {message}")
+
+        def told(found: Iterable[Problem]) -> list[str]:
+            return [f"{self._given(config, keys)}: {text}" for keys, text in found if doubtful.isdisjoint(keys)]
+
+        problems += told(conflicts(config, world_size)) + told(environment(config))
+        if own := told(device(config)):
+            raise BadDevice(problems + own)
         if problems:
             raise BadInput(problems)
         return config
+
+    def _given(self, config: Config, keys: Iterable[str]) -> str:
+        return ", ".join(f"{key} = {_shown(value_at(config, key))} ({self._place(key)})" for key in keys)
 
     def _place(self, key: str) -> str:
         return self.values[key][1] if key in self.values else "default"

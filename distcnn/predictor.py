@@ -14,7 +14,7 @@ from distcnn.data.folder import decode
 from distcnn.data.samplers import evaluation_batches
 from distcnn.parallel.collectives import gather_objects
 from distcnn.parallel.engine import autocast
-from distcnn.parallel.memory import explained, prediction_cures
+from distcnn.parallel.memory import explain_out_of_memory, prediction_cures
 from distcnn.parallel.world import World, cores
 from distcnn.trained import Trained, load_model
 from distcnn.training.views import averaged_logits
@@ -52,7 +52,7 @@ class Predictor:
         Raises OutOfMemoryError (of distcnn.errors) for more images than the device can take at once.
         """
         trained, pre = self.trained, self.preprocess
-        with explained(trained.device, lambda: prediction_cures(len(images))):
+        with explain_out_of_memory(trained.device, lambda: prediction_cures(len(images))):
             with autocast(trained.device, trained.config.train.precision):
                 inputs = pre.input(pre.to_device(torch.from_numpy(np.require(images, requirements="W"))))
                 logits = averaged_logits(trained.model, inputs, trained.config.eval.views)

@@ -23,7 +23,7 @@ from distcnn.parallel.collectives import on_main
 from distcnn.parallel.device import backend_of, slow_precision
 from distcnn.parallel.engine import autocast
 from distcnn.parallel.meeting import describe_network, process_group
-from distcnn.parallel.memory import evaluation_cures, explained, shared
+from distcnn.parallel.memory import evaluation_cures, explain_out_of_memory, first_out_of_memory_of_all_ranks
 from distcnn.parallel.signals import StopRequest
 from distcnn.parallel.watchdog import Watchdog
 from distcnn.parallel.world import World
@@ -42,7 +42,7 @@ from distcnn.tracking.wandb import WandbRun
 from distcnn.trained import load_model
 from distcnn.training.averaging import Averages
 from distcnn.training.checkpoint import Checkpoints, step_of
-from distcnn.training.evaluate import Evaluation, evaluate
+from distcnn.training.evaluate import Evaluation, WholeSet, evaluate
 from distcnn.training.folder import make_folder, run_id, save_weights
 from distcnn.training.loop import TrainState, fit
 from distcnn.training.optim import regrouped
@@ -69,27 +69,28 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     """
     parts, stop = prepare(config, world), stop or StopRequest()
     plan, model = parts.plan, parts.model
+    enough_memory = partial(explain_out_of_memory, parts.device, lambda: training_cures(config, parts))
     with (
         process_group(
             world, device=parts.device, backend=backend_of(config, parts.device), timeout_s=config.train.timeout
         ) as store,
-        shared(store),
+        first_out_of_memory_of_all_ranks(store),
+        enough_memory(),
         ExitStack() as held,
     ):
         step = parts.saved["state"]["step"] if parts.saved else 0
         check_alike(config, world, plan, step)
         folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
-        enough_memory = partial(explained, parts.device, lambda: training_cures(config, parts))
-        with enough_memory():
-            engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
+        engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
         test = EvaluationLoader(parts.test_data, config.eval.batch_size, loader.preprocess, world.rank, world.size)
         state = TrainState()
         if parts.saved:
             try:
                 before = OptimConfig(**parts.saved["config"]["optim"])
                 optimizer = regrouped(parts.saved["optimizer"], model, before, config.optim)
-                engine.load_state_dict(parts.saved | {"optimizer": optimizer})
+                with enough_memory():  # its RuntimeError is none of these below
+                    engine.load_state_dict(parts.saved | {"optimizer": optimizer})
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                 raise BadInput(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
             state = TrainState(**parts.saved["state"])
@@ -132,7 +133,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         if advice := slow_precision(config, parts.device):
             trackers.log(event("slow_precision", state.step, advice))
         try:
-            with watch, shared(store), enough_memory():
+            with watch, first_out_of_memory_of_all_ranks(store), enough_memory():  # the log below holds what it says
                 evaluation = fit(
                     engine, loader, plan, parts.schedule, state, trackers.log,
                     evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
@@ -186,12 +187,13 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     if data.images.shape[1] != size:
         raise BadInput(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     backend = backend_of(config, trained.device)
-    # Nothing is kept on the device: it is one pass.
-    test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
     with (
         process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store,
-        shared(store),
+        first_out_of_memory_of_all_ranks(store),
+        explain_out_of_memory(trained.device, lambda: evaluation_cures(config.eval.batch_size)),
     ):
+        # Nothing is kept on the device: it is one pass.
+        test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
         result = _evaluate_on(trained.model, test, config)
     return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
 
@@ -208,13 +210,13 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
 
 
 def _evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watchdog | None = None) -> Evaluation:
-    size, data, device = test.batch_size, test.data, test.preprocess.device
-    with explained(device, lambda: evaluation_cures(size)):
+    data, device = test.data, test.preprocess.device
+    whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
+    with explain_out_of_memory(device, lambda: evaluation_cures(test.batch_size)):
         return evaluate(
-            model, test if watch is None else watch.each(test, "evaluation"), len(data), size, data.classes, device,
+            model, watch.each(test, "evaluation") if watch else test, whole,
             lambda: autocast(device, config.train.precision),
-            config.eval.views, "holdout" if config.data.holdout else "test",
-            **({} if watch is None else {"wait": watch.wait_for_device}),
+            config.eval.views, watch.wait_for_device if watch else lambda: None,
         )  # fmt: skip
 
 

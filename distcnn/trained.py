@@ -16,7 +16,7 @@ from distcnn.data.augment import Normalize
 from distcnn.data.loader import Preprocess
 from distcnn.errors import BadInput
 from distcnn.parallel.device import device_problems, set_up_device
-from distcnn.parallel.memory import explained
+from distcnn.parallel.memory import explain_out_of_memory
 from distcnn.parallel.world import World
 from distcnn.parse import Overrides, saved_settings
 from distcnn.training.averaging import Averages
@@ -60,7 +60,7 @@ def load_model(
     config = (
         saved_settings(saved["config"], str(path))
         .update(overrides or {})
-        .check(world_size=1, environment=lambda config: [*problems(config), *device_problems(config, world)])
+        .check(world_size=1, environment=problems, device=lambda config: device_problems(config, world))
     )
     device, _ = set_up_device(config, world)
     classes, size = tuple(saved["classes"]), saved["image_size"]
@@ -68,11 +68,12 @@ def load_model(
     load_weights(model, saved, path)
     # Not compiled, whatever the run was: for one pass over some images that takes longer than it saves, and the last,
     # smaller batch would be compiled anew.
-    with explained(device, lambda: ["the model alone is too much for it now: train.device cpu is another place"]):
+    cure = "the model alone is too much for it now: train.device cpu is another place"
+    with explain_out_of_memory(device, lambda: [cure]):
         model = place(model, config, device, compile=False)
-    averages = Averages(model, config.train)
-    averages.load_state_dict(saved["averages"])
-    averages.apply()
+        averages = Averages(model, config.train)
+        averages.load_state_dict(saved["averages"])
+        averages.apply()
     normalize = Normalize(tuple(saved["normalize"]["mean"]), tuple(saved["normalize"]["std"]))
     at = saved["step"], saved["epoch"]
     return Trained(path, config, saved["config"], model.eval(), classes, size, normalize, device, *at)

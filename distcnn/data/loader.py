@@ -18,8 +18,10 @@ from distcnn.data.augment import Augment, Normalize, SmallAtFirst
 from distcnn.data.keyed import keyed
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler, evaluation_batches
 from distcnn.data.sources import ImageSet
-from distcnn.errors import BadInput
+from distcnn.errors import BadDevice
+from distcnn.parallel.device import whose
 from distcnn.parallel.memory import fits, free_bytes, resident_problem, spare_bytes
+from distcnn.parallel.world import World
 
 # A key beside the epochs' numbers, so that dropout's seeds are independent of the augmentation's.
 _DROPOUT = 2**32
@@ -266,7 +268,9 @@ def resident_bytes(data: ImageSet) -> int:
     return data.images.nbytes + data.labels.nbytes
 
 
-def check_resident(data: ImageSet, device: torch.device) -> None:
-    """Raises BadInput if a ResidentLoader would fill a CUDA device with these images; no collective."""
+def check_resident(data: ImageSet, device: torch.device, world: World) -> None:
+    """Raises BadDevice if a ResidentLoader would fill a CUDA device with these images. No collective: another process
+    may have filled the GPU of this rank alone.
+    """
     if device.type == "cuda" and (problem := resident_problem(resident_bytes(data), free_bytes(device))):
-        raise BadInput(problem)
+        raise BadDevice(f"{whose(world)}{problem}")

@@ -51,27 +51,33 @@ def backend_of(config: Config, device: torch.device) -> Backend:
     return config.train.backend
 
 
+def whose(world: World) -> str:
+    """The beginning of what is said of one rank's device; empty where there is one rank."""
+    return f"rank {world.rank} on {socket.gethostname()}: " if world.size > 1 else ""
+
+
 def device_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What the devices at hand cannot do."""
+    """What this rank's device cannot do, its PyTorch's version included."""
+    own = whose(world)
     wanted, backend, visible = config.train.device, config.train.backend, torch.cuda.is_available()
     if wanted == "cuda" and not visible:
-        yield ("train.device",), "no CUDA device is visible; use auto or cpu"
+        yield ("train.device",), f"{own}no CUDA device is visible; use auto or cpu"
     if wanted == "auto" and not visible:
         if config.train.precision == "fp16":
-            yield ("train.precision",), "fp16 needs CUDA, and none is visible; on the CPU use bf16 or fp32"
+            yield ("train.precision",), f"{own}fp16 needs CUDA, and none is visible; on the CPU use bf16 or fp32"
         if config.model.sync_batchnorm:
             yield (
                 ("model.sync_batchnorm",),
-                "SyncBatchNorm needs CUDA, and none is visible; with train.micro_batch fixed, runs agree at every "
-                "world size without it",
+                f"{own}SyncBatchNorm needs CUDA, and none is visible; with train.micro_batch fixed, runs agree at "
+                "every world size without it",
             )
         if backend == "nccl":
-            yield ("train.backend",), "NCCL exchanges between GPUs, and none is visible; use auto or gloo"
+            yield ("train.backend",), f"{own}NCCL exchanges between GPUs, and none is visible; use auto or gloo"
     if wanted != "cpu" and visible and backend == "gloo" and world.size > 1 and torch_version() < _CUDA_BY_GLOO:
         yield (
             ("train.backend",),
-            f"gloo exchanges CUDA tensors rightly from PyTorch {'.'.join(map(str, _CUDA_BY_GLOO))} on, and this is "
-            f"{torch.__version__}; use auto or nccl",
+            f"{own}gloo exchanges CUDA tensors rightly from PyTorch {'.'.join(map(str, _CUDA_BY_GLOO))} on, and this "
+            f"is {torch.__version__}; use auto or nccl",
         )
 
 

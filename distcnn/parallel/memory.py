@@ -11,15 +11,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from distcnn.errors import OutOfMemoryError
-from distcnn.parallel.meeting import within
+from distcnn.errors import OutOfMemoryError, means_out_of_memory
+from distcnn.parallel.patience import patiently
 from distcnn.parallel.world import spoken_rank
 
 RESERVE = 0.25  # of what is free: data leave it to the network, its gradients, activations and optimizer
-_LACKING = re.compile(
-    r"^OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
-)
-_ASKED = re.compile(r"ried to allocate ([\d.]+) ?(\w+)")
+_ASKED = re.compile(r"(?:ried|nable) to allocate ([\d.]+) ?(\w+)")
+_ON_HOST = re.compile(r"DefaultCPUAllocator|Caught (?:MemoryError|_ArrayMemoryError) in")
 _PATIENCE_S = 5  # with the store
 _KEY = "out_of_memory"  # in the store: the message of the first rank that had too little
 
@@ -80,21 +78,21 @@ def prediction_cures(images: int) -> list[str]:
 
 
 @contextmanager
-def explained(device: torch.device, cures: Callable[[], Sequence[str]]) -> Iterator[None]:
+def explain_out_of_memory(device: torch.device, cures: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Where memory is not enough for what is done inside, raises an OutOfMemoryError that says what to change.
 
     `cures` gives the lines that say it; it is asked only then.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not _LACKING.search(f"{type(error).__name__}: {error}"):
+    except (RuntimeError, MemoryError) as error:
+        if not means_out_of_memory(error):
             raise
         raise OutOfMemoryError(_message(error, device, cures())) from error
 
 
 @contextmanager
-def shared(store: Any) -> Iterator[None]:
+def first_out_of_memory_of_all_ranks(store: Any) -> Iterator[None]:
     """All ranks of a process group raise the OutOfMemoryError of the first one that does. No collective.
 
     That one leaves its message in the group's `store`, None for a single rank. The others fail after it, by too little
@@ -119,14 +117,14 @@ def _first_said(store: Any, own: str) -> str:
         return bytes(store.get(_KEY)) if store.check([_KEY]) else b""
 
     try:
-        said: bytes = within(_PATIENCE_S, ask)
+        said: bytes = patiently(lambda _: ask(), _PATIENCE_S)
     except (RuntimeError, TimeoutError):  # the rank that serves the store has gone, or stands still
         return own
     return said.decode()
 
 
-def _message(error: RuntimeError, device: torch.device, cures: Sequence[str]) -> str:
-    if "DefaultCPUAllocator" in str(error):
+def _message(error: Exception, device: torch.device, cures: Sequence[str]) -> str:
+    if isinstance(error, MemoryError) or _ON_HOST.search(str(error)):
         device = torch.device("cpu")
     rank = dist.get_rank() if dist.is_initialized() else spoken_rank(os.environ)[0]
     asked = _ASKED.search(str(error))

@@ -68,7 +68,7 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     from distcnn.config import CheckpointConfig
     from distcnn.parallel.device import backend_of
     from distcnn.parallel.meeting import process_group
-    from distcnn.parallel.memory import explained, shared
+    from distcnn.parallel.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
     from distcnn.parallel.signals import StopRequest
     from distcnn.tools import measure as measured
 
@@ -82,8 +82,8 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
     backend = backend_of(config, device)
     with (
         process_group(world, device=device, backend=backend, timeout_s=config.train.timeout) as store,
-        shared(store),
-        explained(device, lambda: training_cures(config, parts)),
+        first_out_of_memory_of_all_ranks(store),
+        explain_out_of_memory(device, lambda: training_cures(config, parts)),
     ):
         check_alike(config, world, plan)
         stop = StopRequest()  # hears no signal: it is there for the ranks' exchange, which is a part of a step

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     from distcnn.parallel.collectives import check_same
     from distcnn.parallel.device import backend_of
     from distcnn.parallel.meeting import process_group
-    from distcnn.parallel.memory import shared
+    from distcnn.parallel.memory import first_out_of_memory_of_all_ranks
     from distcnn.parallel.world import cores, world_from
     from distcnn.predictor import Predictor, in_order
     from distcnn.trained import load_model
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> None:
     device, backend = trained.device, backend_of(trained.config, trained.device)
     with (
         process_group(world, device=device, backend=backend, timeout_s=trained.config.train.timeout) as store,
-        shared(store),
+        first_out_of_memory_of_all_ranks(store),
         _opened(output if world.is_main else Path(os.devnull), options.format, predictor.top) as write,
     ):
         check_same({"the list of images": sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()[:12],

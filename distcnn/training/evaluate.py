@@ -62,27 +62,34 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class WholeSet:
+    """What all ranks evaluate together, and where each of them does its part."""
+
+    images: int
+    batch_size: int
+    classes: tuple[str, ...]
+    device: torch.device
+    split: str = "test"  # or "holdout"
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[int, Tensor, Tensor]],
-    size: int,
-    batch_size: int,
-    classes: tuple[str, ...],
-    device: torch.device,
+    whole: WholeSet,
     autocast: Callable[[], AbstractContextManager[Any]],
     views: Views = "one",
-    split: str = "test",
     wait: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Evaluate the unwrapped `model` on this rank's (batch number, images, labels); `size` images over all ranks.
+    """Evaluate the unwrapped `model` on this rank's (batch number, images, labels) of the `whole` set.
 
     Called on all ranks, also on those without a batch: the all-reduces stand behind the loop. What belongs to a
     batch or an image travels in a place of its own, where the other ranks hold zeros, and the losses are summed in the
     batches' order, so that all of it is the same to the bit at every world size. `wait` is called before the host reads
     what the device has summed: where a rank has died, it may raise instead of waiting for the device without end.
     """
-    k = len(classes)
+    k, size, batch_size, device = len(whole.classes), whole.images, whole.batch_size, whole.device
     shown = min(5, k)
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=device)  # the confusion matrix, and top-5 hits
     losses = torch.zeros(-(-size // batch_size), dtype=torch.float64, device=device)
@@ -106,6 +113,6 @@ def evaluate(
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
     return Evaluation(
-        confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), classes, best.cpu().numpy(),
-        probabilities.cpu().numpy(), split,
+        confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), whole.classes, best.cpu().numpy(),
+        probabilities.cpu().numpy(), whole.split,
     )  # fmt: skip

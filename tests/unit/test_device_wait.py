@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distcnn.parallel.device_wait import wait_for, wait_for_device
-from distcnn.training.evaluate import evaluate
+from distcnn.training.evaluate import WholeSet, evaluate
 from tests.unit.pretend_events import Device
 
 
@@ -68,10 +68,9 @@ def test_an_evaluation_waits_before_it_reads_what_the_device_has_summed(monkeypa
         raise LookupError("rank 1")
 
     images, labels = torch.eye(3), torch.arange(3)
+    whole = WholeSet(3, 3, ("a", "b", "c"), images.device)
     with pytest.raises(LookupError):
-        evaluate(
-            torch.nn.Identity(), [(0, images, labels)], 3, 3, ("a", "b", "c"), images.device, nullcontext, wait=wait
-        )
+        evaluate(torch.nn.Identity(), [(0, images, labels)], whole, nullcontext, wait=wait)
     assert read == []
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from distcnn.data.samplers import evaluation_batches
-from distcnn.training.evaluate import Evaluation, evaluate
+from distcnn.training.evaluate import Evaluation, WholeSet, evaluate
 
-CPU = torch.device("cpu")
+CPU, ABC = torch.device("cpu"), ("a", "b", "c")
 
 
 class Table(nn.Module):
@@ -31,7 +31,7 @@ def evaluated(logits, labels, batch_size=7, classes=None):
     cut = evaluation_batches(len(labels), batch_size)
     names = tuple(f"c{i}" for i in range(classes or logits.shape[1]))
     batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
-    return evaluate(Table(logits), batches, len(labels), batch_size, names, CPU, nullcontext)
+    return evaluate(Table(logits), batches, WholeSet(len(labels), batch_size, names, CPU), nullcontext)
 
 
 @pytest.mark.parametrize("k", [2, 4, 5, 6, 10])
@@ -69,7 +69,8 @@ def test_the_order_in_which_batches_arrive_changes_no_bit():
     batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
     names = tuple("abcdefghij")
     sums = {
-        evaluate(Table(logits), order, 60, 7, names, CPU, nullcontext).loss_sum for order in (batches, batches[::-1])
+        evaluate(Table(logits), order, WholeSet(60, 7, names, CPU), nullcontext).loss_sum
+        for order in (batches, batches[::-1])
     }
     assert len(sums) == 1
 
@@ -77,13 +78,13 @@ def test_the_order_in_which_batches_arrive_changes_no_bit():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_restored(training):
     model = Table(torch.eye(3)).train(training)
-    result = evaluate(model, [(0, torch.arange(3), torch.arange(3))], 3, 3, ("a", "b", "c"), CPU, nullcontext)
+    result = evaluate(model, [(0, torch.arange(3), torch.arange(3))], WholeSet(3, 3, ABC, CPU), nullcontext)
     assert model.training is training
     assert result.accuracy == 1
 
 
 def test_a_rank_without_batches_gives_zeros():
-    result = evaluate(Table(torch.eye(3)), [], 4, 2, ("a", "b", "c"), CPU, nullcontext)
+    result = evaluate(Table(torch.eye(3)), [], WholeSet(4, 2, ABC, CPU), nullcontext)
     assert (result.total, result.correct, result.top5_correct, result.loss_sum) == (0, 0, 0, 0.0)
 
 
@@ -92,7 +93,7 @@ def test_the_forward_runs_under_autocast_and_counts_in_full_precision():
     seen = []
     model.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     batches = [(0, torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]
-    evaluate(model, batches, 5, 5, ("a", "b", "c"), CPU, lambda: torch.autocast("cpu", torch.bfloat16))
+    evaluate(model, batches, WholeSet(5, 5, ABC, CPU), lambda: torch.autocast("cpu", torch.bfloat16))
     assert seen == [torch.bfloat16]
 
 

@@ -11,7 +11,8 @@ from distcnn.data.augment import Augment, SmallAtFirst
 from distcnn.data.keyed import keyed
 from distcnn.data.loader import EvaluationLoader, Preprocess, _copied, check_resident, resident_bytes
 from distcnn.data.randaugment import RandAugment
-from distcnn.errors import BadInput
+from distcnn.errors import BadDevice
+from distcnn.parallel.world import World
 from tests.loaders import AUGMENTS, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, data, loader, same
 
 
@@ -250,14 +251,17 @@ def test_a_pass_that_was_broken_off_is_not_kept(monkeypatch):
 def test_resident_images_that_would_fill_the_gpu_are_bad_input(monkeypatch):
     """26 images of 192 bytes, labels of 8."""
     assert resident_bytes(data()) == 5200
-    check_resident(data(), CPU)  # asks no GPU
+    check_resident(data(), CPU, World())  # asks no GPU
     gpu_memory(monkeypatch, 6934)
-    check_resident(data(), GPU)
+    check_resident(data(), GPU, World(1, 2, 1, 2))
     gpu_memory(monkeypatch, 6933)
-    with pytest.raises(BadInput, match=r"need 5\.1 KiB .* 6\.8 KiB are free there.* set data\.loader streaming"):
-        check_resident(data(), GPU)
+    with pytest.raises(
+        BadDevice,
+        match=r"^rank 1 on .*: data\.loader = resident: .* need 5\.1 KiB .* 6\.8 KiB are free there.* set data\.loader streaming",
+    ):
+        check_resident(data(), GPU, World(1, 2, 1, 2))
     gpu_memory(monkeypatch, 6833, reserved=200, allocated=99)  # what PyTorch holds unused is free as well
-    check_resident(data(), GPU)
+    check_resident(data(), GPU, World())
 
 
 def test_the_constants_of_a_row_are_made_once_for_each_width():

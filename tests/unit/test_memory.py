@@ -14,12 +14,12 @@ from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError
 from distcnn.parallel import memory
 from distcnn.parallel.memory import (
     evaluation_cures,
-    explained,
+    explain_out_of_memory,
+    first_out_of_memory_of_all_ranks,
     fits,
     in_words,
     prediction_cures,
     resident_problem,
-    shared,
     training_cures,
 )
 from tests.records import metrics
@@ -85,7 +85,7 @@ def test_bytes_in_words(size, words):
 
 def lack(error, device=CPU, cures=("a cure", "another")):
     """The message that an error becomes."""
-    with pytest.raises(OutOfMemoryError) as raised, explained(device, lambda: cures):
+    with pytest.raises(OutOfMemoryError) as raised, explain_out_of_memory(device, lambda: cures):
         raise error
     assert raised.value.__cause__ is error
     assert raised.value.own
@@ -134,7 +134,7 @@ def test_what_is_no_lack_of_memory_passes():
         raise AssertionError("nobody asks for cures")
 
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), BadInput("y")):
-        with pytest.raises(type(error)) as raised, explained(CPU, never):
+        with pytest.raises(type(error)) as raised, explain_out_of_memory(CPU, never):
             raise error
         assert raised.value is error
 
@@ -142,20 +142,20 @@ def test_what_is_no_lack_of_memory_passes():
 def test_all_ranks_raise_the_message_of_the_first():
     store = dist.HashStore()
     own = OutOfMemoryError("rank 1 had too little\ncure")
-    with pytest.raises(OutOfMemoryError) as first, shared(store):
+    with pytest.raises(OutOfMemoryError) as first, first_out_of_memory_of_all_ranks(store):
         raise own
     assert first.value is own
     for error in (OutOfMemoryError("rank 2 too"), RuntimeError("gloo/transport: Connection closed by peer")):
         with (
             pytest.raises(OutOfMemoryError, match="rank 1 had too little\ncure") as raised,
-            shared(store),
-            shared(store),
+            first_out_of_memory_of_all_ranks(store),
+            first_out_of_memory_of_all_ranks(store),
         ):
             raise error
         assert not raised.value.own
         assert raised.value.__cause__ is not None
     for error in (ValueError("of the user"), DistcnnError("said already")):
-        with pytest.raises(type(error)) as other, shared(store):
+        with pytest.raises(type(error)) as other, first_out_of_memory_of_all_ranks(store):
             raise error
         assert other.value is error
 
@@ -173,7 +173,7 @@ def test_where_nobody_lacked_memory_a_lost_contact_stays_one(monkeypatch):
     monkeypatch.setattr(memory, "_PATIENCE_S", 0.05)
     lost = RuntimeError("gloo/transport: Connection closed by peer")
     for store in (None, dist.HashStore(), Gone(), Silent()):
-        with pytest.raises(RuntimeError) as raised, shared(store):
+        with pytest.raises(RuntimeError) as raised, first_out_of_memory_of_all_ranks(store):
             raise lost
         assert raised.value is lost
     left.put(None)  # the thread that asked ends
