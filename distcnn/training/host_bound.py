@@ -2,7 +2,9 @@
 
 from distcnn.training.plan import Plan
 
-_WAIT_SHARE = 0.05  # of the time between two log points: the host that waits less is what the device waits for
+# So long at most the host waits for a device that has only what was launched last to do. No share of the time between
+# two log points: where CUDA's queue is full, a thousand launches are left, which may be little beside all of them.
+_IDLE_S = 0.001
 _DATA_SHARE = 0.5  # of the time in which the host is at work
 _IN_A_ROW = 5  # log points
 
@@ -11,7 +13,8 @@ class HostBound:
     """Looks at each log point whether the device had done its work before the host came to wait for it.
 
     Then the device is the faster of the two, and idles between operations: launched one by one, each of them costs the
-    host some microseconds, however small its work is. Or the host is busy with the batches.
+    host some microseconds, however small its work is. Or the host is busy with the batches: it has not stood still for
+    the device there, which would still be at work.
     """
 
     def __init__(self, plan: Plan, *, streaming: bool):
@@ -23,7 +26,7 @@ class HostBound:
         has waited for other ranks, and has made batches, or waited for them, so long.
         """
         own_s = seconds - others_s
-        idle = device_s < _WAIT_SHARE * seconds and own_s > seconds / 2  # else another rank is the slow one
+        idle = device_s < _IDLE_S and own_s > seconds / 2  # else another rank is the slow one
         self.in_a_row = self.in_a_row + 1 if idle else 0
         if self.said or self.in_a_row < _IN_A_ROW:
             return ""
