@@ -60,21 +60,21 @@ def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
 
     Empty if all that was begun has ended. Point-to-point messages are left out. A collective's number counts those of
     its process group, which all its ranks issue in one order; a rank that has issued another one at that number, or
-    with other shapes, is said to.
+    with other shapes, is said to. What another release of NCCL or PyTorch calls otherwise is left out.
     """
     groups: dict[str, dict[int, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))  # group → number → rank
     last: dict[tuple[str, int], int] = {}
     for rank, one in dumps.items():
         for entry in one.get("entries", []):
-            if not entry["is_p2p"]:
-                group, number = entry["process_group"][0], entry["collective_seq_id"]
+            group, number = (entry.get("process_group") or [None])[0], entry.get("collective_seq_id")
+            if group is not None and number is not None and not entry.get("is_p2p"):
                 groups[group][number][rank] = entry
                 last[group, rank] = max(number, last.get((group, rank), 0))
     unended = [
-        (min(entry["time_created_ns"] for entry in by_rank.values()), group, number)
+        (min(entry.get("time_created_ns", 0) for entry in by_rank.values()), group, number)
         for group, numbers in groups.items()
         for number, by_rank in numbers.items()
-        if any(entry["state"] != "completed" for entry in by_rank.values())
+        if any(entry.get("state") != "completed" for entry in by_rank.values())
     ]
     if not unended:
         return ""
@@ -83,7 +83,8 @@ def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
     members = {rank for (name, rank) in last if name == group}
     begun: dict[str, list[int]] = defaultdict(list)
     for rank, entry in sorted(by_rank.items()):
-        begun[f"{entry['profiling_name'].removeprefix('nccl:')} {entry['input_sizes']}"].append(rank)
+        what = entry.get("profiling_name", "a collective").removeprefix("nccl:")
+        begun[f"{what} {entry.get('input_sizes', '')}".rstrip()].append(rank)
     name = " or ".join(begun)
     parts = [f"NCCL's collective {number} of group {group}, {name}, has not ended"]
     if len(begun) > 1:
@@ -95,7 +96,7 @@ def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
         parts.append(f"begun on {_ranks(sorted(by_rank))}, not on {_ranks(missing)} ({known})")
     elif len(begun) == 1:
         parts.append(f"begun on {_ranks(sorted(by_rank))}")
-        done = sorted(rank for rank, entry in by_rank.items() if entry["state"] == "completed")
+        done = sorted(rank for rank, entry in by_rank.items() if entry.get("state") == "completed")
         parts += [f"ended on {_ranks(done)}"] if done else []
     if silent := sorted(set(range(ranks)) - set(dumps)):
         parts.append(f"nothing is known of {_ranks(silent)}")

@@ -64,6 +64,20 @@ def test_the_oldest_of_several_groups_is_named_and_messages_are_left_out():
     assert "collective 9 of group 7, all_gather" in recorder.first_unmatched({0: both, 1: both}, 2)
 
 
+@pytest.mark.parametrize(
+    "key", ["is_p2p", "process_group", "collective_seq_id", "time_created_ns", "state", "profiling_name", "input_sizes"]
+)
+def test_a_key_that_another_release_does_not_have_is_done_without(key):
+    whole = dump(STARTED)
+    del whole["entries"][0][key]
+    found = recorder.first_unmatched({0: whole, 1: dump(*done(3))}, 2)
+    if key in ("process_group", "collective_seq_id"):  # then nothing is known of it
+        assert found == ""
+    else:
+        assert "NCCL's collective 4 of group 0, " in found
+        assert "not on rank 1 (rank 1's last is 3)" in found
+
+
 def test_dumps_are_written_read_and_forgotten(tmp_path, monkeypatch):
     text = json.dumps(dump(STARTED)).encode()
     monkeypatch.setattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", lambda: text)
