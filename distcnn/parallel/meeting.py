@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from distcnn.errors import BadEnvironment, BadInput, NoMeeting, first_line
 from distcnn.parallel.device import Backend, gpu_identity, may_share_gpus
 from distcnn.parallel.ending import watch_group
+from distcnn.parallel.memory import explain_out_of_memory
 from distcnn.parallel.patience import patiently
 from distcnn.parallel.waiting import waiting
 from distcnn.parallel.world import World
@@ -80,14 +81,16 @@ def _meet(world: World, device: torch.device, backend: Backend, timeout_s: float
             store = patiently(lambda _: _fresh(_store(world, timeout_s), world, timeout_s), timeout_s + 5, silent)
             gpu = gpu_identity(device.index) if device.type == "cuda" else ""
             _check_devices(store, world, (socket.gethostname(), backend, gpu, backend == "nccl" and may_share_gpus()))
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
-                store=store,
-                rank=world.rank,
-                world_size=world.size,
-                timeout=timedelta(seconds=timeout_s),
-                device_id=device if backend == "nccl" else None,
-            )
+            cure = "NCCL connected the ranks, and no more than the network was there yet: who else uses it?"
+            with explain_out_of_memory(device, lambda: [cure]):
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
+                    store=store,
+                    rank=world.rank,
+                    world_size=world.size,
+                    timeout=timedelta(seconds=timeout_s),
+                    device_id=device if backend == "nccl" else None,
+                )
         watch_group(dist.group.WORLD)
         return store
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
