@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from distcnn.parallel.waiting import waiting
 from distcnn.records import Record, event
 from distcnn.training.checkpoint import Checkpoints
+
+_ALIGNMENT = 64  # bytes, as PyTorch's own memory of the CPU is
 
 
 class Snapshot:
@@ -23,11 +26,13 @@ class Snapshot:
     """
 
     def __init__(self, tree: Any):
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # (copy, what it is of, which has to exist until it is made)
+        own = list(_on_cuda(tree))
+        self.pairs = list(zip(pinned_like(own), own, strict=True))  # (copy, what it is of: it has to exist until then)
         self.copied: torch.cuda.Event | None = None
-        self.state = self._copy(tree)
+        copies = iter(self.pairs)
+        self.state = _copied(tree, lambda: next(copies)[0])
         if self.pairs:
-            self.device = self.pairs[0][1].device
+            self.device = own[0].device
             self._begin()
 
     def wait(self) -> None:
@@ -37,18 +42,6 @@ class Snapshot:
         torch.cuda.set_device(self.device)  # a thread begins with GPU 0, where its first call would make a context
         self.copied.synchronize()
         self.pairs.clear()
-
-    def _copy(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            own = tree.detach()
-            if not own.is_cuda:
-                return own.to("cpu", copy=True)
-            pinned = torch.empty_like(own, device="cpu", pin_memory=True)  # with its strides: one copy of memory
-            self.pairs.append((pinned, own))
-            return pinned
-        if isinstance(tree, dict):
-            return {key: self._copy(value) for key, value in tree.items()}
-        return type(tree)(map(self._copy, tree)) if isinstance(tree, list | tuple) else tree
 
     def _begin(self) -> None:
         training = torch.cuda.current_stream(self.device)
@@ -60,6 +53,53 @@ class Snapshot:
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # whoever waits for it sleeps
         self.copied.record(side)
         training.wait_stream(side)
+
+
+def pinned_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Uninitialised tensors on the CPU, of the same shapes, dtypes and strides, in one piece of pinned memory.
+
+    A piece for each would be as many calls into the driver, of which each may wait for the device. Yet each has a
+    storage of its own, of its own size, over its part of the piece: of a view, torch.save would write all that it is a
+    view of, and whoever saved one tensor of a loaded checkpoint would save the others with it.
+
+    PyTorch keeps a piece that nobody holds any more for the next save, and does not know of copies that are still being
+    made into parts of it: hold the tensors until they are.
+    """
+    if not tensors:
+        return []
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    ends = list(accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
+    piece = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True).numpy()  # lives as long as a part of it
+    made = []
+    for tensor, size, start in zip(tensors, sizes, [0, *ends[:-1]], strict=True):
+        like = torch.empty_like(tensor, device="meta")  # dense, with the same strides where those are
+        if size == 0:
+            made.append(torch.empty_like(like, device="cpu"))
+        else:
+            flat = torch.frombuffer(piece[start : start + size], dtype=tensor.dtype)
+            made.append(flat.as_strided(like.shape, like.stride()))
+    return made
+
+
+def _on_cuda(tree: Any) -> Iterator[Tensor]:
+    """The CUDA tensors of nested dicts, lists and tuples, in the order of `_copied`."""
+    if isinstance(tree, Tensor):
+        if tree.is_cuda:
+            yield tree.detach()
+    elif isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _on_cuda(value)
+
+
+def _copied(tree: Any, copy_of_cuda: Callable[[], Tensor]) -> Any:
+    """The same tree, with copies of what lies on the CPU; `copy_of_cuda` gives those of the others, one by one."""
+    if isinstance(tree, Tensor):
+        return copy_of_cuda() if tree.is_cuda else tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value, copy_of_cuda) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_copied(value, copy_of_cuda) for value in tree)
+    return tree
 
 
 class Saver:

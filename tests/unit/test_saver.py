@@ -1,13 +1,16 @@
 """Saving beside the training: what is saved is the moment of the save; what fails is said, and harms nothing else."""
 
 import threading
+import weakref
 from contextlib import contextmanager
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from distcnn.training.checkpoint import Checkpoints, load
-from distcnn.training.saver import Saver, Snapshot
+from distcnn.training.saver import Saver, Snapshot, pinned_like
 
 
 class Slow(Checkpoints):
@@ -148,16 +151,16 @@ class Gpu:
             yield
             gpu.calls.append("and back")
 
-        def empty_like(own, *, device, pin_memory):
-            gpu.calls.append(f"room on {device}, pinned={pin_memory}")
-            return torch.full_like(plain(own), float("nan"))
+        def empty(size, *, dtype, pin_memory):
+            gpu.calls.append(f"room, pinned={pin_memory}")
+            return torch.full((size,), 255, dtype=dtype)  # of floats, NaN
 
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "stream", stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "training"))
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: gpu.calls.append(f"device {device}"))
-        monkeypatch.setattr(torch, "empty_like", empty_like)
+        monkeypatch.setattr(torch, "empty", empty)
 
     def tensor(self, values):
         """Values that lie, by what they say, on the second GPU."""
@@ -172,10 +175,16 @@ class Gpu:
                     gpu.calls.append(f"copy, {kwargs}")
                     gpu.copies.append((args[0], plain(args[1])))
                     return args[0]
-                assert func is torch.Tensor.detach, f"{func} of a tensor on the GPU: the host would wait for it"
-                return plain(args[0]).detach().as_subclass(cls)
+                if func is torch.Tensor.detach:
+                    return plain(args[0]).detach().as_subclass(cls)
+                known = func in LAYOUT or (func is torch.empty_like and kwargs == {"device": "meta"})
+                assert known, f"{func} of a tensor on the GPU: the host would wait for it"
+                return func(plain(args[0]), **(kwargs or {}))
 
         return values.as_subclass(OnGpu)
+
+
+LAYOUT = (torch.Tensor.numel, torch.Tensor.element_size, torch.Tensor.dtype.__get__)  # the host knows it
 
 
 def plain(tensor):
@@ -187,9 +196,9 @@ def test_on_cuda_the_host_asks_for_the_copies_and_the_device_makes_them_before_t
     gpu = Gpu(monkeypatch)
     weights = torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     copy = Snapshot({"w": gpu.tensor(weights), "deep": [(gpu.tensor(torch.ones(3)), torch.ones(2))]})
-    room, one = "room on cpu, pinned=True", "copy, {'non_blocking': True}"
+    room, one = "room, pinned=True", "copy, {'non_blocking': True}"
     assert gpu.calls == [
-        room, room, "side waits for training", "in side:", one, one, "and back", "event in side",
+        room, "side waits for training", "in side:", one, one, "and back", "event in side",
         "training waits for side",
     ]  # fmt: skip
     assert copy.state["w"].isnan().all()  # nobody has waited yet
@@ -221,3 +230,56 @@ def test_a_device_that_fails_in_a_copy_is_a_failed_save(tmp_path, monkeypatch):
     saver.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
     assert "could not be saved (CUDA error: lost)" in saver.wait()
     assert list(tmp_path.glob("*.pt")) == []
+
+
+LAID_OUT = [
+    torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+    torch.tensor(7, dtype=torch.int64),
+    torch.arange(5).to(torch.bfloat16),
+    torch.empty(0, 3),
+    torch.tensor([True, False, True]),
+    torch.arange(6.0).view(2, 3).t(),
+    torch.arange(3.0).expand(2, 3),  # not dense: its copy is
+]
+
+
+def test_pinned_copies_lie_in_one_piece_and_share_nothing(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch, "empty", lambda size, **how: asked.append(how) or torch.full((size,), 255, dtype=how["dtype"])
+    )
+    copies = pinned_like(LAID_OUT)
+    monkeypatch.undo()
+    assert asked == [{"dtype": torch.uint8, "pin_memory": True}]
+    for copy, own in zip(copies, LAID_OUT, strict=True):
+        copy.copy_(own)
+    for copy, own in zip(copies, LAID_OUT, strict=True):  # after all of them: none has written into another
+        assert copy.dtype == own.dtype
+        assert torch.equal(copy, own)
+        assert copy.stride() == torch.empty_like(own).stride()
+        assert copy.untyped_storage().nbytes() == own.numel() * own.element_size()
+        assert copy.data_ptr() % 64 == 0
+    Checkpoints(tmp_path / "copies").save({"tensors": copies}, 1, best=False)
+    Checkpoints(tmp_path / "plain").save({"tensors": [own.clone() for own in LAID_OUT]}, 1, best=False)
+    written, plainly = (tmp_path / name / "step-00000001.pt" for name in ("copies", "plain"))
+    assert written.read_bytes() == plainly.read_bytes()
+    loaded = load(written)["tensors"]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in loaded if len(tensor.shape) and len(tensor)}) == 5
+    loaded[0].zero_()
+    assert all(torch.equal(one, own) for one, own in zip(loaded[1:], LAID_OUT[1:], strict=True))
+
+
+def test_the_piece_lives_as_long_as_a_copy_in_it(monkeypatch):
+    pieces = []
+
+    def empty(size, **_):
+        memory = np.zeros(size, np.uint8)
+        pieces.append(weakref.ref(memory))
+        return SimpleNamespace(numpy=lambda: memory)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    first, last = pinned_like([torch.ones(3), torch.ones(5)])
+    del first
+    assert pieces[0]() is not None
+    del last
+    assert pieces[0]() is None
