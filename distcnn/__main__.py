@@ -24,6 +24,7 @@ from distcnn.errors import (
     BadEnvironment,
     BadInput,
     DistcnnError,
+    LostRankError,
     NoMeeting,
     OutOfMemoryError,
     Stopped,
@@ -199,9 +200,9 @@ def _speak_once(error: DistcnnError) -> None:
     the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
     spoken. The first rank of another node that nobody ended knows that only its node has the problem. A rank whose
     own variables or device are wrong, or that missed the others, may be the only one, and speaks too. So does the first
-    rank that has run out of memory, at once: the others fail because of it.
+    rank that has run out of memory, or has found that another one has gone, at once: the others fail because of it.
     """
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, OutOfMemoryError | LostRankError):
         if error.own:
             _print(error)
         else:

@@ -62,6 +62,17 @@ class NoMeeting(DistcnnError):  # noqa: N818
     """The ranks did not all come, or could not reach each other. Another try may help."""
 
 
+class LostRankError(NoMeeting, RuntimeError):
+    """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then.
+
+    `own`: it was this rank that found it, before any other, and says so.
+    """
+
+    def __init__(self, message: str, *, own: bool):
+        self.own = own
+        super().__init__(message)
+
+
 class Stopped(DistcnnError):  # noqa: N818
     """A signal ended the run, at a step boundary, on all ranks together."""
 

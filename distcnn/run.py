@@ -98,11 +98,14 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         if parts.saved:
             averages.load_state_dict(parts.saved["averages"])
         described = _described(config, parts)
-        watch = Watchdog(world, store, config.train.timeout, stop.end, parts.device, folder)
+        trackers = Trackers()
+        watch = Watchdog(
+            world, store, config.train.timeout, stop.end, parts.device, folder,
+            log=lambda why: trackers.log(event("failed", state.step, why)),
+        )  # fmt: skip
         watch.steps_done(state.step)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
         grace = os.environ.get("DISTCNN_GRACE", "")
-        trackers = Trackers()
         saver = Saver(checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0)
 
         def open_trackers() -> None:

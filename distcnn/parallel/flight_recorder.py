@@ -1,7 +1,6 @@
 """NCCL's flight recorder: what each rank last exchanged over NCCL, and which exchange somebody has not come to."""
 
 import json
-import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from distcnn.parallel.patience import patiently
 
 _PATIENCE_S = 10.0  # to write a dump; a process that is about to end may not stand in it
 
@@ -30,20 +31,18 @@ def dump(folder: Path, rank: int) -> bool:
     NCCL itself writes them when `train.timeout` has passed, which the Watchdog does not wait for.
     """
     trace: Any = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
-    written = threading.Event()
 
-    def write() -> None:
-        with suppress(OSError, RuntimeError, ValueError, TypeError):
-            text = trace()
-            if "entries" in json.loads(text):
-                trace_path(folder, rank).write_bytes(text)
-                written.set()
+    def write(_: object) -> bool:
+        text = trace()
+        if "entries" not in json.loads(text):
+            return False
+        trace_path(folder, rank).write_bytes(text)
+        return True
 
-    if trace is not None:
-        thread = threading.Thread(target=write, name="distcnn-flight-recorder", daemon=True)
-        thread.start()
-        thread.join(_PATIENCE_S)
-    return written.is_set()
+    try:
+        return trace is not None and patiently(write, _PATIENCE_S)
+    except (OSError, RuntimeError, ValueError, TypeError):  # of the first, TimeoutError
+        return False
 
 
 def read(folder: Path, ranks: int) -> dict[int, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from distcnn.errors import NoMeeting, first_line
+from distcnn.errors import LostRankError, first_line
 from distcnn.parallel.lifeline import Lifeline
 from distcnn.parallel.world import World
 
@@ -27,16 +27,12 @@ class Identity:
     born: float  # the process's creation time: another process may get its number
 
 
-class LostRankError(NoMeeting, RuntimeError):
-    """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then."""
-
-
 class Peers:
     """The processes of the other ranks.
 
     Those of this host are looked at while this rank stands still; a container may hide them, and then they are not. On
     GPUs each rank has a Lifeline to the next one too. Whoever finds that one has gone writes it into the store, for
-    those on other hosts. `lost` is then what to raise, on every rank; `found` whether it was this one that found it.
+    those on other hosts. `lost` is then what to raise, on every rank.
     """
 
     def __init__(self, world: World, store: Any, stood: Callable[[], float], *, lifeline: bool):
@@ -45,8 +41,7 @@ class Peers:
         self.visible: dict[int, psutil.Process] = {}
         self.lifeline: Lifeline | None = None
         self.lost: LostRankError | None = None
-        self.found = False
-        self.telling: Any = None  # a connection to the store, for whoever holds the lock
+        self.telling: Any = None  # a connection to the store, for the thread that has set `lost`
         self.lock = threading.Lock()
         self.done = threading.Event()
 
@@ -79,34 +74,39 @@ class Peers:
                         if _gone(process):
                             self._lose(rank, "its process has ended")
                 if self.lost is None and store.check([_KEY]):
-                    self.lost = LostRankError(_said(store.get(_KEY)))
+                    self._set(_said(store.get(_KEY)), own=False)
         except RuntimeError as error:  # the store is gone, and with it rank 0, or the training has ended
             time.sleep(_PAUSE_S)  # a rank that listens to rank 0 says that better
-            if self.with_lifeline and not self.done.is_set() and self.lost is None:
+            if self.with_lifeline:
                 what = f"rank 0, or torchrun's agent, which served the ranks' store, has gone ({first_line(error)})"
-                self.found, self.lost = True, LostRankError(what)
+                self._set(what, own=True)
 
     def _lose(self, rank: int, why: str) -> None:
-        """What the first one to find it says, every rank says."""
+        """The main thread learns it at once; the store, which may be silent for long, and who was first, afterwards."""
+        one, finder = self.identities[rank], str(self.world.rank)
+        text = f"rank {rank} of {self.world.size} on {one.host}, process {one.pid}, has gone: {why}"
+        found = self._set(text, own=True)
+        if found is None:
+            return
+        try:
+            value = self.telling.compare_set(_KEY, "", f"{finder}\n{text}")
+        except RuntimeError:  # the store went with it
+            return
+        if value.decode().partition("\n")[0] != finder:
+            found.own = False  # it may have been raised already
+            self.lost = LostRankError(_said(value), own=False)
+
+    def _set(self, text: str, *, own: bool) -> LostRankError | None:
+        """What `lost` is from now on; None where nobody may be lost any more, or one was before."""
         with self.lock:
             if self.done.is_set() or self.lost is not None:
-                return
-            one, finder = self.identities[rank], str(self.world.rank)
-            text = f"rank {rank} of {self.world.size} on {one.host}, process {one.pid}, has gone: {why}"
-            try:
-                value = self.telling.compare_set(_KEY, "", f"{finder}\n{text}")
-                self.found = value.decode().partition("\n")[0] == finder
-                self.lost = LostRankError(_said(value))
-            except RuntimeError:  # the store went with it
-                self.found, self.lost = True, LostRankError(text)
+                return None
+            self.lost = LostRankError(text, own=own)
+            return self.lost
 
 
 def _said(value: bytes) -> str:
     return value.decode().partition("\n")[2]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _seen(one: Identity) -> psutil.Process | None:

@@ -9,7 +9,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,17 +20,20 @@ import psutil
 import torch
 from typing_extensions import Self
 
-from distcnn.errors import DistcnnError, Stopped
+from distcnn.errors import DistcnnError, Stopped, first_line
 from distcnn.parallel import flight_recorder
 from distcnn.parallel.collectives import gather_objects
-from distcnn.parallel.device_clock import DeviceClock
+from distcnn.parallel.device_clock import DeviceClock, DevicePlace
 from distcnn.parallel.device_wait import wait_for_device
+from distcnn.parallel.patience import patiently
 from distcnn.parallel.peers import STILL_S, Identity, Peers
 from distcnn.parallel.world import World
 
 T = TypeVar("T")
 _FRAMES = 16  # of a stack, the innermost
 _WAITS = ("gradient sync", "agreement")  # phases in which a rank stands still for the others
+_LAST_WORDS_S = 60.0  # a checkpoint that is being written may take to be whole, or the main thread to end by itself
+_LOG_S = 5.0  # to write a line of the log
 _SPEAKERS = 4  # so many ranks know of all the others; the rest know of these, so that a large job's store has rest
 
 
@@ -44,14 +49,23 @@ class Beat:
     moves: int  # phases entered since then
     phase: str
     stack: str
-    device_step: int | None = None  # steps that the device has done; None on a CPU, which is never behind
+    device: DevicePlace | None = None  # None on a CPU, which is never behind, and where it is not known
+
+    @classmethod
+    def read(cls, text: str | bytes) -> "Beat":
+        """What `write` has written."""
+        fields = json.loads(text)
+        device = fields.pop("device")
+        return cls(**fields, device=DevicePlace(*device) if device else None)
+
+    def write(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
 
     @property
     def progress(self) -> str:
         """Where the device is, if that is another place."""
-        if self.device_step is None:
-            return ""
-        return f" (the host has issued step {self.step}, the device has done step {self.device_step})"
+        return f" (the host has issued step {self.step}, the device {self.device})" if self.device else ""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -67,8 +81,11 @@ class Watchdog:
     is missing: stopped, dead, or on a host that is gone. If none is missing, the ranks that are behind all others are
     to blame. A missing process of this host is killed, so that its launcher does not wait for it.
 
-    Where another rank's process has gone, Peers knows it, and this rank ends within seconds. On a GPU it says too how
-    far the device is, which may be behind the host, and what NCCL was doing.
+    On a GPU a third thread asks how far the device is: the host runs ahead of it, so that a rank is behind the others
+    if its device is. That thread may stand still in CUDA, the other two never call it. What NCCL was doing is said too.
+
+    Where another rank's process has gone, Peers knows it, and this rank ends within seconds; what rank 0 is writing is
+    written first.
     """
 
     def __init__(
@@ -79,9 +96,13 @@ class Watchdog:
         end: Callable[[DistcnnError], None],
         device: torch.device | None = None,
         folder: Path | None = None,
+        log: Callable[[str], None] = lambda _: None,
     ):
-        """`end` ends the process, whatever the main thread does. NCCL's traces are written into the run's `folder`."""
-        self.world, self.store, self.end, self.folder = world, store, end, folder
+        """`end` ends the process, whatever the main thread does; `log` gets a sentence about why, before.
+
+        NCCL's traces are written into the run's `folder`.
+        """
+        self.world, self.store, self.end, self.folder, self.log = world, store, end, folder, log
         self.device = device or torch.device("cpu")
         cuda = self.device.type == "cuda"
         self.clock = DeviceClock(self.device) if cuda and store is not None else None
@@ -98,6 +119,7 @@ class Watchdog:
         self.others = set(range(world.size if world.rank < _SPEAKERS else min(_SPEAKERS, world.size)))
         self.seen: dict[int, tuple[Beat, float]] = {}  # by rank: the newest beat, and when it came
         self.watched = threading.get_ident()
+        self.raised = False  # the main thread is on its way out with what Peers has found
         self.done = threading.Event()
 
     def enter(self, phase: str) -> None:
@@ -130,7 +152,13 @@ class Watchdog:
 
         Raises LostRankError as soon as another rank is known to have gone, for which the device may wait without end.
         """
-        return wait_for_device(self.device, lambda: self.peers.lost if self.peers is not None else None)
+
+        def lost() -> Exception | None:
+            error = self.peers.lost if self.peers is not None else None
+            self.raised = error is not None
+            return error
+
+        return wait_for_device(self.device, lost)
 
     def device_busy_s(self) -> float:
         """The device's own seconds in the steps since the last call, after `wait_for_device`."""
@@ -147,6 +175,9 @@ class Watchdog:
         self.moved = time.monotonic()  # what came before, as opening trackers, is not watched
         for work in (self._watch, self._exchange)[: 1 if self.store is None else 2]:
             threading.Thread(target=work, name="distcnn-watchdog", daemon=True).start()
+        if self.clock is not None:
+            look = partial(self.clock.keep_looking, self.done, self._look_s)
+            threading.Thread(target=look, name="distcnn-device-clock", daemon=True).start()
         if self.peers is not None:
             self.peers.begin([Identity(beat.host, beat.pid, beat.born) for beat in beats])
         return self
@@ -166,18 +197,16 @@ class Watchdog:
 
     def _exchange(self) -> None:
         me, world = psutil.Process(), self.world
-        if self.clock is not None:
-            self.clock.in_this_thread()
         try:
             store = self.store.clone()
             count = 0
             while not self.done.wait(self.pause_s if count else 0):
                 count += 1
-                store.set(f"beat/{world.rank}", json.dumps(asdict(self._beat(count, me))))
+                store.set(f"beat/{world.rank}", self._beat(count, me).write())
                 # Rank 0's always: it may serve the store, which is then as silent as itself.
                 for rank in self.others if self._stood() > 3 * self.pause_s else (0,):
                     if store.check([f"beat/{rank}"]):
-                        self._note(rank, Beat(**json.loads(store.get(f"beat/{rank}"))))
+                        self._note(rank, Beat.read(store.get(f"beat/{rank}")))
         except (RuntimeError, KeyError):  # the store or the watched thread has ended: there is nobody left to tell
             return
 
@@ -185,7 +214,7 @@ class Watchdog:
         stack = "".join(traceback.format_stack(sys._current_frames()[self.watched])[-_FRAMES:])
         return Beat(
             count, socket.gethostname(), me.pid, me.create_time(), self.step, self.moves, self.phase, stack,
-            self.clock.steps_done() if self.clock is not None else None,
+            self.clock.place() if self.clock is not None else None,
         )  # fmt: skip
 
     def _note(self, rank: int, beat: Beat) -> None:
@@ -195,26 +224,55 @@ class Watchdog:
     def _stood(self) -> float:
         return time.monotonic() - self.moved
 
+    @property
+    def _look_s(self) -> float:
+        return min(1.0, self.pause_s / 2)
+
     def _watch(self) -> None:
-        if self.clock is not None:
-            self.clock.in_this_thread()
-        while not self.done.wait(min(1.0, self.pause_s / 2)):
+        while not self.done.wait(self._look_s):
             if self.agent not in (None, os.getppid()):
                 self.end(DistcnnError("torchrun's agent has died, which would have started this rank again"))
             if self.peers is not None and self.peers.lost is not None and self._stood() > STILL_S:
-                self._end_lost(self.peers)
+                if not self._leaves():
+                    self._end_with(self._say_lost)
+                return
             if self._stood() > self.limit_s:
-                break
-        else:
-            return
-        self._accuse()
+                self._end_with(self._accuse)
+                return
 
-    def _end_lost(self, peers: Peers) -> None:
-        """Another rank has gone, and the main thread stands where it does not hear of it."""
-        if not peers.found:
-            self.done.wait(STILL_S)  # the rank that found it speaks
-            self.end(DistcnnError(""))
-        self.end(DistcnnError(f"{peers.lost}\n{self._here()}"))
+    def _end_with(self, report: Callable[[list[str]], None]) -> None:
+        """End, whatever happens in the report, which gets a list to put its lines into; none: another rank speaks."""
+        said: list[str] = []
+        try:
+            report(said)
+        except Exception as error:
+            said.append(f"the report ends here, by {type(error).__name__}: {first_line(error)}")
+        finally:
+            lost = self.peers.lost if self.peers is not None else None
+            why = "; ".join(one for one in said if not one.startswith(" ")) or f"{lost or ''}"  # without stacks
+            with suppress(Exception):  # the main thread may stand in a tracker, or the disk be the reason
+                patiently(lambda _: self.log(why), _LOG_S)
+            self.end(DistcnnError("\n".join(said)))
+
+    def _leaves(self) -> bool:
+        """Another rank has gone: whether the main thread ends by itself. It may stand where it does not hear of it.
+
+        Where it does hear of it, in an exchange or in the wait for the device, it soon has left, and has logged why.
+        While a checkpoint is being written, it is waited for, and the main thread may wait for it too.
+        """
+        began = moved = time.monotonic()
+        while (now := time.monotonic()) < min(moved + STILL_S, began + _LAST_WORDS_S, began + self.limit_s):
+            if self.raised or any(thread.name == "distcnn-saver" for thread in threading.enumerate()):
+                moved = now
+            if self.done.wait(0.1):
+                return True
+        return False
+
+    def _say_lost(self, said: list[str]) -> None:
+        lost = self.peers.lost if self.peers is not None else None
+        if lost is not None and lost.own:  # else the rank that found it speaks
+            said.append(str(lost))
+            said.append(self._here())
 
     def _here(self) -> str:
         own = self._beat(0, psutil.Process())
@@ -223,42 +281,49 @@ class Watchdog:
             f"{own.step + 1} for {self._stood():.0f} s (train.timeout = {self.timeout_s:g}){own.progress}"
         )
 
-    def _accuse(self) -> None:
+    def _accuse(self, said: list[str]) -> None:
         traced = self.folder is not None and flight_recorder.dump(self.folder, self.world.rank)
         me, ranks = self.world.rank, self.others | {self.world.rank}
         silent = {rank: time.monotonic() - at for rank, (_, at) in self.seen.items() if rank != me}
         missing = {rank for rank in ranks - {me} if silent.get(rank, self.timeout_s) > self.limit_s / 2}
         if min(ranks - missing) < me:
             self.done.wait(4 * self.pause_s)  # the first of the others that live speaks
-            self.end(DistcnnError(""))
-        here = [self._here()]
+            return
+        said.append(self._here())
         others = {rank: beat for rank, (beat, _) in self.seen.items()}
-        last = min((beat.place for rank, beat in others.items() if rank not in missing), default=(0, 0))
-        behind = missing or {rank for rank, beat in others.items() if beat.place == last}
-        if behind == ranks and len({beat.device_step for beat in others.values()}) > 1:
-            slowest = min(beat.device_step or 0 for beat in others.values())
-            behind = {rank for rank, beat in others.items() if beat.device_step == slowest}
+        behind = missing or _last(others)
         if behind == ranks:
-            here.append("all ranks stand at the same place: is the network between them broken?")
-            behind = {me} & set(others)
-        for rank in sorted(behind):
+            said.append("all ranks stand at the same place: is the network between them broken?")
+            behind = {me}
+        for rank in sorted(behind & set(others)):
             beat = others[rank]
             sign = "alive, but behind the others, in"
             if rank in missing:
                 sign = f"no sign of life for {silent[rank]:.0f} s, last seen in"
-            here.append(
+            said.append(
                 f"rank {rank} on {beat.host}, process {beat.pid}: {sign} {beat.phase} of step {beat.step + 1}"
                 f"{beat.progress}, at"
             )
-            here.append(beat.stack.rstrip())
+            said.append(beat.stack.rstrip())
             if rank in missing and _kill(beat):
-                here.append(f"rank {rank}'s process is killed, so that nobody waits for it")
+                said.append(f"rank {rank}'s process is killed, so that nobody waits for it")
         if traced and self.folder is not None:
             self.done.wait(2 * self.pause_s)  # the others write theirs
             dumps = flight_recorder.read(self.folder, self.world.size)
-            here.append(flight_recorder.first_unmatched(dumps, self.world.size) or "all that NCCL has begun has ended")
-            here.append(f"NCCL's last exchanges: {flight_recorder.trace_path(self.folder, me)}, and of the other ranks")
-        self.end(DistcnnError("\n".join(here)))
+            said.append(flight_recorder.first_unmatched(dumps, self.world.size) or "all that NCCL has begun has ended")
+            said.append(f"NCCL's last exchanges: {flight_recorder.trace_path(self.folder, me)}, and of the other ranks")
+
+
+def _last(beats: dict[int, Beat]) -> set[int]:
+    """The ranks that are behind; all of them where none is.
+
+    Where a device stands still, the hosts go on until they come to wait for theirs, or have issued as much as it takes.
+    """
+    devices = {rank: beat.device for rank, beat in beats.items() if beat.device is not None}
+    if len(devices) == len(beats) and len({*devices.values()}) > 1:
+        return {rank for rank, device in devices.items() if device == min(devices.values())}
+    least = min((beat.place for beat in beats.values()), default=(0, 0))
+    return {rank for rank, beat in beats.items() if beat.place == least}
 
 
 def _kill(beat: Beat) -> bool:

@@ -1,6 +1,8 @@
 """`distcnn` on the CPU, whose Watchdog believes in a GPU: its events are pretended, its ranks and gloo are real.
 
 PRETEND says what goes wrong, in words such as "stuck=0" (rank 0's device never comes to what it is given after step 3),
+"spins=1" (rank 1's device never ends the forward of step 4, so that the others' wait for its gradients), "saves=6" (a
+checkpoint takes 6 s to be written),
 "late=1" (rank 1 stands still on its way into the wait for it, after step 3), "leaves=1" (rank 1 stands still for 6 s
 after its last step), "slow=1" (rank 1's device takes a thousand times as long), "hidden" (no rank sees another one's
 process), "nccl" (which has recorded that rank 1 has not begun an exchange), and "cpu" (no GPU is believed in).
@@ -17,6 +19,7 @@ import distcnn.run
 from distcnn.__main__ import program
 from distcnn.parallel import peers
 from distcnn.parallel.watchdog import Watchdog
+from distcnn.training.checkpoint import Checkpoints
 
 RANK = os.environ.get("RANK", "0")
 WORDS = dict(word.partition("=")[::2] for word in os.environ["PRETEND"].split())
@@ -27,7 +30,7 @@ class Event:
     def __init__(self, enable_timing=False):
         self.at = 0.0
 
-    def record(self):
+    def record(self, stream=None):
         self.at, self.stuck = time.perf_counter(), stuck_now
 
     def query(self):
@@ -41,6 +44,8 @@ class Pretending(Watchdog):
     def enter(self, phase):
         global stuck_now
         super().enter(phase)
+        if self.step == 3 and phase == ("forward" if WORDS.get("spins") == RANK else "gradient sync"):
+            stuck_now = "spins" in WORDS
         if phase == "log" and self.step == 3:
             stuck_now = WORDS.get("stuck") == RANK
             print("rank", RANK, "logs", file=sys.stderr, flush=True)
@@ -53,6 +58,13 @@ class Pretending(Watchdog):
         return super().__exit__(*error)
 
 
+class Slow(Checkpoints):
+    def save(self, *arguments, **options):
+        print("rank", RANK, "saves", file=sys.stderr, flush=True)
+        time.sleep(float(WORDS["saves"]))
+        return super().save(*arguments, **options)
+
+
 def trace():
     time.sleep(0.7 if RANK == "1" else 0)  # rank 0, which speaks, waits for it
     entries = [
@@ -63,9 +75,9 @@ def trace():
     return json.dumps({"entries": entries}).encode()
 
 
-def watchdog(world, store, timeout_s, end, device, folder):
+def watchdog(world, store, timeout_s, end, device, folder, log):
     device = device if "cpu" in WORDS else torch.device("cuda", 0)
-    return Pretending(world, store, timeout_s, end, device, folder)
+    return Pretending(world, store, timeout_s, end, device, folder, log)
 
 
 if __name__ == "__main__":
@@ -73,6 +85,8 @@ if __name__ == "__main__":
     distcnn.run.Watchdog = watchdog
     if "nccl" in WORDS:
         torch._C._distributed_c10d._dump_nccl_trace_json = trace
+    if "saves" in WORDS:
+        distcnn.run.Checkpoints = Slow
     if "hidden" in WORDS:
         peers._seen = lambda _: None
     program()

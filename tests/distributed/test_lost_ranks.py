@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distcnn.training.checkpoint import Checkpoints
 from tests.distributed.long import RARELY
 from tests.ranks import start
 from tests.records import metrics
@@ -49,8 +50,9 @@ def test_a_rank_that_waits_for_its_device_hears_of_a_death(synthetic, tmp_path, 
 def test_a_rank_that_does_not_listen_to_the_dead_one_learns_it_through_the_store(synthetic, tmp_path):
     """Rank 0 listens to rank 1, rank 1 to rank 2, and rank 2, which stands here, to rank 0."""
     err = killed(synthetic, tmp_path, 3, "stuck=2 late=0 hidden", victim=1)
-    assert len(re.findall(GONE.format(1, 3, ""), err)) >= 1, err
+    assert len(re.findall(GONE.format(1, 3, ""), err)) == 1, err  # by rank 0, which has found it
     assert not re.search(GONE.format("[02]", 3, ""), err)
+    assert err.count("distcnn: failed") == 1
 
 
 def test_the_death_of_the_rank_that_serves_the_store(synthetic, tmp_path):
@@ -65,6 +67,22 @@ def test_a_rank_that_stands_somewhere_else_is_ended(synthetic, tmp_path, pretend
     assert re.search(GONE.format(1, 2, ""), err), err
     assert re.search(r"rank 0 of 2 on \S+ has stood in log of step 4 for \d+ s \(train.timeout = 600\)", err)
     assert ("the host has issued step 3, the device has done step 3" in err) == ("cpu" not in pretend)
+    (failed,) = [line for line in metrics(tmp_path / "runs" / "tiny", "event") if line["event"] == "failed"]
+    assert re.match(GONE.format(1, 2, r".*; rank 0 of 2 on \S+ has stood in log"), failed["message"])
+
+
+@pytest.mark.parametrize("pretend", ["cpu saves=6", "saves=6"])
+def test_what_is_being_written_when_another_rank_dies_is_written(synthetic, tmp_path, pretend):
+    """Rank 0 stands still for its own disk, and then comes to an exchange: the log has its end too."""
+    with training(synthetic, tmp_path, 2, pretend, "4step") as started:
+        started.until(lambda: "rank 0 saves" in started.err())
+        started[1].kill()
+        codes, err = started.wait(SECONDS), started.err()
+    assert codes == [1, -9], err
+    folder = tmp_path / "runs" / "tiny"
+    newest, damaged = Checkpoints(folder / "checkpoints").newest_whole()
+    assert (newest and newest.name, damaged) == ("step-00000004.pt", []), err
+    assert [line["event"] for line in metrics(folder, "event")][-1] == "failed"
 
 
 @pytest.mark.parametrize("pretend", ["leaves=3", "cpu leaves=3"])
@@ -88,6 +106,21 @@ def test_the_device_is_timed_without_changing_a_loss(synthetic, tmp_path):
     assert [line["slowest_rank"] for line in other[2:]] == [1] * 18
     events = [[line["event"] for line in metrics(tmp_path / name, "event")] for name in ("cpu", "slow=1")]
     assert [names.count("host_bound") for names in events] == [0, 1]
+
+
+def test_the_rank_whose_device_spins_is_named(synthetic, tmp_path):
+    """Both hosts have gone on to where they wait for their device, and both devices have done step 3."""
+    with training(synthetic, tmp_path, 2, "spins=1", "9step", "--train.timeout", "10") as started:
+        codes, err = started.wait(SECONDS), started.err()
+    assert codes == [1, 1], err
+    assert "rank 0 of 2 on" in err
+    assert "the device has done step 3 and waits for the sum of the gradients of step 4), at" not in err
+    assert re.search(
+        r"rank 1 on \S+, process \d+: alive, but behind the others, in log of step 7 \(the host has issued step 6, the "
+        r"device has done step 3 and stands before its gradients of step 4 are ready\), at\n",
+        err,
+    ), err
+    assert not re.search(r"rank 0 on \S+, process", err)
 
 
 @pytest.mark.slow

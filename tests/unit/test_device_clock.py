@@ -1,11 +1,12 @@
 """A rank's steps on a pretended GPU: what it has done, and how long it was busy without its waits for the others."""
 
-import json
+import threading
 
 import pytest
 import torch
 
-from distcnn.parallel.device_clock import DeviceClock
+from distcnn.parallel import device_clock
+from distcnn.parallel.device_clock import DeviceClock, DevicePlace
 from tests.unit.pretend_events import Device
 
 
@@ -61,17 +62,87 @@ def test_a_step_takes_four_events(device):
     assert device.made == 40
 
 
-def test_steps_done_are_those_whose_end_the_device_has_reached(device):
+def test_the_place_is_the_steps_done_and_the_marks_of_the_next_one(device):
     clock = DeviceClock(torch.device("cuda", 0))
     clock.step_issued(20)  # a run that goes on
-    assert clock.steps_done() == 20
-    for number in (21, 22, 23):  # of 4 s each
+    assert clock.look() == (20, 0)
+    for number in (21, 22):  # of 4 s each: 2 until the gradients are ready, 1 until they are summed, 1
         step(clock, device, number, compute=2, wait=1)
     found = {}
-    for device.reached in (0, 3.9, 4, 11.9, 12):
-        found[device.reached] = clock.steps_done()
-    assert found == {0: 20, 3.9: 20, 4: 21, 11.9: 22, 12: 23}
+    for device.reached in (-1, 0, 2, 3.5, 4, 5.9, 6, 8):  # one step's end is the next one's beginning
+        found[device.reached] = tuple(clock.look())
+    assert found == {
+        -1: (20, 0),
+        0: (20, 1),
+        2: (20, 2),
+        3.5: (20, 3),
+        4: (21, 1),
+        5.9: (21, 1),
+        6: (21, 2),
+        8: (22, 0),
+    }
     clock.busy_s()
-    step(clock, device, 24, compute=2, wait=1)
-    assert clock.steps_done() == 23
-    assert json.dumps(clock.steps_done()) == "23"
+    step(clock, device, 23, compute=2, wait=1)
+    assert clock.look() == (22, 1)
+
+
+def test_the_step_that_is_being_issued_counts_too(device):
+    """The host may stand in it: in a launch, where the device has been given as much as it takes, or in an exchange."""
+    clock = DeviceClock(torch.device("cuda", 0))
+    step(clock, device, 1, compute=2, wait=1)
+    device.now, device.reached = 10, 20
+    clock.enter("data")
+    assert clock.look() == (1, 1)
+    device.now = 12
+    clock.enter("gradient sync")
+    assert clock.look() == (1, 2)
+    device.now = 30
+    clock.enter("gradient sync")  # of a bucket that is not ready
+    assert clock.look() == (1, 1)
+
+
+def test_a_place_in_words_and_in_order():
+    places = [DevicePlace(117, stage) for stage in range(4)]
+    assert sorted([DevicePlace(118, 0), *reversed(places)]) == [*places, DevicePlace(118, 0)]
+    assert [str(place) for place in places[:2]] == [
+        "has done step 117",
+        "has done step 117 and stands before its gradients of step 118 are ready",
+    ]
+    assert len({*map(str, places)}) == 4
+
+
+def test_only_the_clocks_own_thread_asks_the_device(device, monkeypatch):
+    """To ask may take as long as the main thread stands in CUDA: then the place is not known."""
+    clock, done, asking, answer = DeviceClock(torch.device("cuda", 0)), *(threading.Event() for _ in range(3))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+    def stands(_):
+        asking.set()
+        answer.wait(20)
+        return True
+
+    step(clock, device, 1, compute=2, wait=1)
+    monkeypatch.setattr(torch.cuda.Event, "query", stands)
+    thread = threading.Thread(target=clock.keep_looking, args=(done, 0.001))
+    thread.start()
+    assert asking.wait(20)
+    assert clock.place() == (0, 0)
+    monkeypatch.setattr(device_clock, "_STALE_S", 0.0)
+    assert clock.place() is None
+    done.set()
+    answer.set()
+    thread.join()
+    assert clock.seen == (1, 0)
+
+
+def test_a_device_that_has_failed_is_not_asked_any_more(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    clock = DeviceClock(torch.device("cuda", 0))
+    step(clock, device, 1, compute=2, wait=1)
+
+    def fails(_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda.Event, "query", fails)
+    clock.keep_looking(threading.Event(), 0.001)
+    assert clock.seen == (0, 0)
