@@ -16,7 +16,10 @@ def under_torchrun(ranks):
 @pytest.mark.parametrize(
     ("who", "said"),
     [
-        ({"FULL": "1"}, "data.loader = resident: the training images need 379 KiB on each rank's GPU; 1.0 KiB are free"),
+        (
+            {"FULL": "1"},
+            "data.loader = resident: the training images need 379 KiB on each rank's GPU; 1.0 KiB are free",
+        ),
         ({"BLIND": "1"}, "no CUDA device is visible; use auto or cpu"),
     ],
     ids=["filled by another process", "not visible"],

@@ -3,15 +3,16 @@
 import os
 from queue import Queue
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 import distcnn
-from distcnn.__main__ import _speak_once
+from distcnn.__main__ import _lost_contact, _speak_once
 from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError
-from distcnn.parallel import memory
+from distcnn.parallel import meeting, memory
 from distcnn.parallel.memory import (
     evaluation_cures,
     explain_out_of_memory,
@@ -22,6 +23,7 @@ from distcnn.parallel.memory import (
     resident_problem,
     training_cures,
 )
+from distcnn.parallel.world import World
 from tests.records import metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -29,6 +31,11 @@ GIB = 2**30
 CUDA_WORDS = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB of which 1.50 GiB is "
     "free. Including non-PyTorch memory, this process has 77.60 GiB memory in use."
+)
+NCCL_WORDS = (
+    "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 2 'out of memory'"
 )
 RUN = {
     "data": {"source": "synthetic", "synthetic_train": 96, "synthetic_test": 32, "image_size": 8},
@@ -118,15 +125,66 @@ def test_the_hosts_memory_is_named_as_such():
     assert first.endswith(" were available")
 
 
+def test_numpys_lack_of_memory_is_the_hosts():
+    with pytest.raises(MemoryError) as real:
+        np.empty(10**15)
+    first, *cures = lack(real.value, GPU)
+    assert "ran out of memory on cpu: it asked for 7.11 PiB, " in first
+    assert cures == ["a cure", "another"]
+    assert "on cpu: it asked for some, " in lack(MemoryError(), GPU)[0]
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "device"),
     [
-        "CUDA out of memory. Tried to allocate 2 GiB",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        ("CUDA out of memory. Tried to allocate 2 GiB", GPU),
+        ("CUDA driver error: out of memory", GPU),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", GPU),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", GPU),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", GPU),
+        (NCCL_WORDS, GPU),
+        ("Caught _ArrayMemoryError in DataLoader worker process 0.\nOriginal Traceback ...", CPU),
+        ("Caught OutOfMemoryError in pin memory thread for device 1.\nOriginal Traceback ...", GPU),
     ],
 )
-def test_other_words_for_it(words):
-    assert "ran out of memory" in lack(RuntimeError(words))[0]
+def test_other_words_for_it(monkeypatch, words, device):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, GIB))
+    assert f"ran out of memory on {device}: " in lack(RuntimeError(words), GPU)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (NCCL_WORDS, False),
+        (
+            NCCL_WORDS.replace("Cuda failure 2 'out of memory'", "socketProgress: Connection closed by remote peer"),
+            True,
+        ),
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", True),
+        ("CUDA out of memory. Tried to allocate 2 GiB", False),
+    ],
+)
+def test_nccl_without_memory_is_no_lost_rank(words, lost):
+    assert _lost_contact(RuntimeError(words)) is lost
+
+
+def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch):
+    def fail(*_, **__):
+        raise dist.DistBackendError(NCCL_WORDS)
+
+    for name, does in (("_store", None), ("_fresh", None), ("_check_devices", None), ("gpu_identity", "GPU-1")):
+        monkeypatch.setattr(meeting, name, lambda *_, does=does: does)
+    monkeypatch.setattr(meeting, "may_share_gpus", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    for name in ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+    world = World(1, 2, 1, 2, master_addrs=("127.0.0.1",), master_port=29500)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, GIB))
+    with (
+        pytest.raises(OutOfMemoryError, match=r"ran out of memory on cuda:1: .*\nNCCL .* who else uses it"),
+        meeting.process_group(world, device=GPU, backend="nccl", timeout_s=1),
+    ):
+        pass
 
 
 def test_what_is_no_lack_of_memory_passes():
@@ -264,3 +322,42 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
         monkeypatch.setenv(name, value)
     _speak_once(OutOfMemoryError("rank 1 …\na cure", own=own))
     assert (capsys.readouterr().err, waited) == (said, waits)
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [
+        ("distcnn.build.make_optimizer", "who else uses it"),
+        ("distcnn.run.make_engine", "train.micro_batch is 48"),
+        ("distcnn.run.make_loader", "train.micro_batch is 48"),
+        ("distcnn.run.EvaluationLoader", "train.micro_batch is 48"),
+        ("distcnn.run.Averages", "train.micro_batch is 48"),
+        ("distcnn.parallel.engine.Engine.load_state_dict", "train.micro_batch is 48"),
+        ("distcnn.run.Averages.load_state_dict", "train.micro_batch is 48"),
+    ],
+)
+def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
+    overrides = {"output_dir": str(tmp_path), "name": "run", "train.ema": 0.9, "checkpoint.resume": "auto"}
+    distcnn.train(RUN, overrides)
+
+    def lack_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(place, lack_memory)
+    with pytest.raises(OutOfMemoryError, match=f"it asked for 3.00 GiB.*\n.*{cure}"):
+        distcnn.train(RUN, overrides)
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [("distcnn.run.EvaluationLoader", "eval.batch_size is "), ("distcnn.trained.Averages", "train.device cpu")],
+)
+def test_wherever_an_evaluation_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
+    result = distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "run"})
+
+    def lack_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(place, lack_memory)
+    with pytest.raises(OutOfMemoryError, match=cure):
+        distcnn.evaluate(result.folder)

@@ -3,7 +3,7 @@
 import pytest
 
 from distcnn.config import Config
-from distcnn.errors import BadInput
+from distcnn.errors import BadDevice, BadInput
 from distcnn.parse import (
     Settings,
 )
@@ -27,6 +27,21 @@ def said(*arguments, world_size=1):
 
 def test_nothing_given_is_the_default_config():
     assert Settings().check(1) == Config()
+
+
+def test_what_the_device_of_this_rank_cannot_do_stands_beside_the_rest_and_makes_it_a_bad_device():
+    def no_gpu(_):
+        yield ("train.device",), "rank 1 on b: none is visible"
+
+    settings = Settings().read_arguments(["--optim.lr", "-1", "--train.device", "cuda"])
+    with pytest.raises(BadDevice) as caught:
+        settings.check(1, device=no_gpu)
+    rate, device = caught.value.problems
+    assert rate.startswith("optim.lr = -1")
+    assert device == "train.device = cuda (command line): rank 1 on b: none is visible"
+    with pytest.raises(BadInput) as alike:
+        settings.check(1, environment=no_gpu)
+    assert type(alike.value) is BadInput
 
 
 def test_the_command_line_overrides_the_file_and_the_file_the_default(tmp_path):
