@@ -1,5 +1,6 @@
 """The device of this rank, its share of the cores, and what the ranks exchange over."""
 
+import ctypes
 import os
 import socket
 import warnings
@@ -36,12 +37,23 @@ def gpu_identity(index: int) -> str:
     return f"{name} on {socket.gethostname()}"
 
 
+def nccl_version() -> tuple[int, int, int] | None:
+    """That of the NCCL which is loaded, such as (2, 30, 7); None without one.
+
+    torch.cuda.nccl.version() tells the one that PyTorch was built with, also where another is preloaded.
+    """
+    number = ctypes.c_int()
+    try:
+        ctypes.CDLL("libnccl.so.2").ncclGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):  # no such library, or on another system
+        return None
+    return number.value // 10_000, number.value // 100 % 100, number.value % 100
+
+
 def may_share_gpus() -> bool:
     """Whether NCCL lets several ranks use one GPU: its version can, and its own variable says so."""
-    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1":
-        return False
-    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-    return version[:2] >= _SHARED_BY_NCCL
+    asked = os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
+    return asked and (nccl_version() or (0,))[:2] >= _SHARED_BY_NCCL
 
 
 def backend_of(config: Config, device: torch.device) -> Backend:

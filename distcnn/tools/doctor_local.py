@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import psutil
 import torch
-from torch.distributed import is_nccl_available
 
 from distcnn.environment import versions
+from distcnn.parallel.device import nccl_version
 from distcnn.parallel.world import World, cores
 
 Health = Literal["ok", "warn", "fail"]
@@ -78,8 +78,7 @@ def _devices(world: World) -> Iterator[Finding]:
         return
     count, ranks = torch.cuda.device_count(), world.local_size
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    version = torch.cuda.nccl.version() if is_nccl_available() else ("none",)  # type: ignore[no-untyped-call]
-    nccl = ".".join(map(str, version))
+    nccl = ".".join(map(str, nccl_version() or ("none",)))
     text = f"{cpu}; {count} GPU{'s' * (count > 1)}: {names}; CUDA {torch.version.cuda}, NCCL {nccl}{driver}"
     if ranks < count:
         cure = f"start a rank for each: --nproc_per_node={count}, --ntasks-per-node={count}"

@@ -1,5 +1,6 @@
 """Which GPU a rank takes, whether two have taken one, and what each setting asks of the device; without a GPU."""
 
+import ctypes
 import os
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from distcnn.parallel.device import (
     gpu_identity,
     gpu_index,
     may_share_gpus,
+    nccl_version,
     set_up_device,
     slow_precision,
 )
@@ -113,8 +115,26 @@ def test_nccl_shares_a_gpu_where_it_can_and_was_asked_to(monkeypatch, variable, 
     monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
     if variable is not None:
         monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", variable)
-    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: version)
+    monkeypatch.setattr(devices, "nccl_version", lambda: version)
     assert may_share_gpus() is may
+
+
+@pytest.mark.parametrize(("number", "version"), [(23007, (2, 30, 7)), (22809, (2, 28, 9)), (30001, (3, 0, 1))])
+def test_the_version_is_that_of_the_library_that_is_loaded(monkeypatch, number, version):
+    def get_version(reference):
+        reference._obj.value = number
+        return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(ncclGetVersion=get_version))
+    assert nccl_version() == version
+
+
+def test_without_nccl_there_is_no_version(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert nccl_version() is None
 
 
 @pytest.mark.parametrize(
