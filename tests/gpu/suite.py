@@ -164,11 +164,24 @@ class Suite:
         add("--only", metavar="NAME,NAME", help="these checks: " + ", ".join(check.name for check in self.checks))
         add("--first", action="store_true", help="those that matter most")
         add("--minutes", type=float, default=9, help="what does not fit any more is not run; default: 9")
-        add("--out", type=Path, default=RESULTS, metavar="DIR", help="results are appended here; default: docs/gpu")
-        add("--data", type=Path, metavar="PATH", help="CIFAR-10 as an image folder, or packed by tests.gpu.images")
-        add("--nccl", type=Path, metavar="FILE", help="a libnccl.so.2 of 2.30 or later in the place of PyTorch's own")
-        add("--airbench", type=Path, metavar="FILE", help="airbench94_muon.py, to be timed beside distcnn")
+        add(
+            "--out", type=_absolute, default=RESULTS, metavar="DIR", help="results are appended here; default: docs/gpu"
+        )
+        add("--data", type=_there, metavar="PATH", help="CIFAR-10 as an image folder, or packed by tests.gpu.images")
+        add("--nccl", type=_there, metavar="FILE", help="a libnccl.so.2 of 2.30 or later in the place of PyTorch's own")
+        add("--airbench", type=_there, metavar="FILE", help="airbench94_muon.py, to be timed beside distcnn")
         return parser
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).resolve()  # a check runs in a folder of its own
+
+
+def _there(text: str) -> Path:
+    path = _absolute(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no {path}")
+    return path
 
 
 def _invoked() -> list[str]:
@@ -297,6 +310,8 @@ def _machine() -> dict[str, Any]:
     import torch
     import torchvision
 
+    from distcnn.parallel.device import nccl_version
+
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__,
         "torchvision": torchvision.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count(),
@@ -305,7 +320,7 @@ def _machine() -> dict[str, Any]:
         found |= {
             "gpu": torch.cuda.get_device_name(0), "gpus": torch.cuda.device_count(),
             "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())), "cudnn": torch.backends.cudnn.version(),
+            "nccl": ".".join(map(str, nccl_version() or ("none",))), "cudnn": torch.backends.cudnn.version(),
         }  # fmt: skip
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
