@@ -84,28 +84,30 @@ def t3(place: Place) -> str:
     return f"0 of {len(kinds)} kinds"
 
 
-@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 60, first=True)
+@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 75, first=True)
 def t4(place: Place) -> str:
     jobs: dict[str, Settings] = {}
     for name, precision in product(place.of(OWN_NETS, OWN_NETS[:1]), place.of(("fp32", "bf16"), ("fp32",))):
         jobs[f"{name}-{precision}"] = base(place, model__name=name, train__precision=precision)
     if not place.toy:
         jobs["resnet50-bf16"] = base(place, model__name="resnet50", train__precision="bf16")
-        jobs["free-resnet9"] = base(place, model__name="resnet9", train__deterministic=False)
-        jobs["free-resnet50"] = base(place, model__name="resnet50", train__deterministic=False)
+        jobs["not-deterministic-resnet9"] = base(place, model__name="resnet9", train__deterministic=False)
+        jobs["not-deterministic-resnet50"] = base(place, model__name="resnet50", train__deterministic=False)
     strict = {"strict-resnet9": base(
         place, model__name="tests.gpu.nets:Net", train__precision="bf16", train__deterministic="strict")}  # fmt: skip
+    if not place.toy:  # beside the others, as it takes its time to compile
+        strict["compiled-resnet9"] = base(place, model__name="resnet9", train__precision="bf16", model__compile=True)
     batches = [{f"{name}-{turn}": job for name, job in part.items()} for part in (jobs, strict) for turn in (1, 2)]
     if place.toy:  # one process after all the jobs, thus the strict ones too
         batches = [batches[0] | batches[2], batches[1] | batches[3]]
     train_beside(place, *batches)
     equal = {name: same(runs(place) / f"{name}-1", runs(place) / f"{name}-2") for name in [*jobs, *strict]}
     place.note(equal=equal)
-    wrong = [name for name, one in equal.items() if not one and not name.startswith("free")]
-    free = {name: "equal" if one else "other bits" for name, one in equal.items() if name.startswith("free")}
+    told = [name for name in equal if name.startswith(("not", "compiled"))]  # nothing is promised of them
+    wrong = [name for name, one in equal.items() if not one and name not in told]
     expect(not wrong, f"other bits: {', '.join(wrong)}")
-    own = [name for name in equal if name not in free]
-    return f"{len(own)} of {len(own)} equal" + "".join(f"; deterministic false, {n}: {one}" for n, one in free.items())
+    own = len(equal) - len(told)
+    return f"{own} of {own} equal" + "".join(f"; {one}: {'equal' if equal[one] else 'other bits'}" for one in told)
 
 
 @CORRECT.check(
@@ -163,18 +165,27 @@ def t6(place: Place) -> str:
     return f"{len(equal)} of {len(equal)} equal over {group}"
 
 
-@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 25)
+@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 60)
 def t15(place: Place) -> str:
     place.needs_cuda()
     if shutil.which("compute-sanitizer") is None:
         raise Skip("no compute-sanitizer")
-    settings = base(place, model__name="tests.gpu.nets:pressed", train__duration="2step", name="checked")
+    # A small network in float32, and its own evaluation: each kernel takes a hundred times as long and more.
+    settings = base(place, train__duration="2step", name="checked", train__batch_size=64, train__micro_batch=16,
+                    data__synthetic_train=256, data__synthetic_test=64)  # fmt: skip
     jobs = place.home / "jobs.json"
     jobs.write_text(json.dumps([{"group": "nccl", "settings": settings}]), encoding="utf-8")
-    within = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable]
+    # Calls that may fail, as those by which libraries ask what a GPU can, are no errors of memory.
+    within = [
+        "compute-sanitizer",
+        *["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"],
+        sys.executable,
+    ]
     known = clean_environment() | environment(place, shared=True, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     done = subprocess.run(
         [*within, "-m", "tests.gpu.trainings", str(jobs)], env=known, capture_output=True, text=True, check=False
     )
-    expect(done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1])
-    return "0 errors"
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    found = ([line.strip("= ") for line in lines if "ERROR SUMMARY" in line] or lines or ["no word"])[-1]
+    expect(done.returncode == 0 and found == "ERROR SUMMARY: 0 errors", f"exit {done.returncode}: {found}")
+    return found

@@ -46,7 +46,7 @@ class Net(nn.Module):
         elif self.kind == "sleep":
             time.sleep(600)
         elif self.kind == "spin":  # the host goes on, the device does not
-            torch.cuda._sleep(200_000_000_000)  # type: ignore[no-untyped-call] # cycles: two minutes and more
+            torch.cuda._sleep(1_000_000_000_000)  # type: ignore[no-untyped-call] # cycles: five minutes and more
         elif self.kind == "memory":
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 99.00 GiB. GPU 0 has a total capacity of 1"

@@ -171,13 +171,15 @@ def no_host_sync(place: Place) -> Iterator[None]:
 
 
 def ended_s(started: Mapping[str, tuple[Ranks, Path]], limit_s: float) -> dict[str, float]:
-    """Seconds from each fault, whose time is in its file, to the end of rank 0; all are looked at in turn."""
+    """Seconds from each fault, whose time is in its file, to the end of rank 0: all are looked at, again and again."""
     found: dict[str, float] = {}
     end = time.monotonic() + limit_s
     while len(found) < len(started):
         for name in started.keys() - found.keys():
             ranks, mark = started[name]
             if ranks[0].poll() is not None:
+                if not mark.exists():
+                    raise Wrong(f"{name}: rank 0 has ended before the fault: {ranks.err(0).strip().splitlines()[-1:]}")
                 found[name] = time.time() - float(mark.read_text(encoding="ascii"))
         if time.monotonic() > end:
             raise Wrong(f"{', '.join(started.keys() - found.keys())}: rank 0 still ran after {limit_s:.0f} s")
