@@ -125,13 +125,15 @@ def test_only_the_clocks_own_thread_asks_the_device(device, monkeypatch):
     monkeypatch.setattr(torch.cuda.Event, "query", stands)
     thread = threading.Thread(target=clock.keep_looking, args=(done, 0.001))
     thread.start()
-    assert asking.wait(20)
-    assert clock.place() == (0, 0)
-    monkeypatch.setattr(device_clock, "_STALE_S", 0.0)
-    assert clock.place() is None
-    done.set()
-    answer.set()
-    thread.join()
+    try:
+        assert asking.wait(20)
+        assert clock.place() == (0, 0)
+        monkeypatch.setattr(device_clock, "_STALE_S", 0.0)
+        assert clock.place() is None
+    finally:
+        done.set()
+        answer.set()
+        thread.join()
     assert clock.seen == (1, 0)
 
 
