@@ -19,15 +19,17 @@ from tests.ranks import clean_environment
 from tests.records import metrics
 
 WARNINGS = """
-import warnings
-with warnings.catch_warnings(record=True) as found:
+import json, warnings
+with warnings.catch_warnings(record=True) as imported:
     warnings.simplefilter("always")
     import distcnn.run
     from distcnn.parallel.device import set_up_device
     from distcnn.parallel.world import World
     from distcnn.parse import Settings
+with warnings.catch_warnings(record=True) as started:
+    warnings.simplefilter("always")
     set_up_device(Settings().update({"train.device": DEVICE, "train.tf32": DEVICE == "cuda"}).check(1), World())
-print(*(f"{one.category.__name__}: {str(one.message).splitlines()[0]}" for one in found), sep="\\n")
+print(json.dumps([[f"{one.category.__name__}: {one.message}" for one in found] for found in (imported, started)]))
 """
 
 
@@ -39,14 +41,21 @@ def python(place: Place, code: str) -> str:
     return done.stdout
 
 
-@CORRECT.check("T0", "distcnn doctor, and the warnings of a start", "doctor ends with 0, no warning", 15, first=True)
+@CORRECT.check(
+    "T0",
+    "distcnn doctor, and the warnings of a start",
+    "doctor ends with 0, no warning once all is imported",
+    15,
+    first=True,
+)
 def t0(place: Place) -> str:
     outcome = command(place, "doctor", "--json", "--output-dir", str(place.home))
     place.note(doctor=outcome.out[-4000:])
-    warned = python(place, f"DEVICE = {place.device!r}{WARNINGS}").strip()
+    imported, started = json.loads(python(place, f"DEVICE = {place.device!r}{WARNINGS}").splitlines()[-1])
+    place.note(warnings_of_imports=imported)  # of libraries, which differ from machine to machine
     expect(outcome.codes == [0], f"doctor ended with {outcome.codes}")
-    expect(not warned, warned)
-    return "0, none"
+    expect(not started, "; ".join(started))
+    return f"0, none; {len(imported)} of the imports"
 
 
 @CORRECT.check(
@@ -76,7 +85,7 @@ def t1(place: Place) -> str:
     return found
 
 
-@CORRECT.check("T2", "the tests of tests/unit, where CUDA is visible", "all pass", 60)
+@CORRECT.check("T2", "the tests of tests/unit, where CUDA is visible", "all pass", 100)
 def t2(place: Place) -> str:
     if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
         raise Skip(f"no {', '.join(missing)}")
