@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.distributed.nn.functional  # before there is a group: its functions
 import distcnn.training.loop as loop
 from benchmarks.gpu.timing import block_s, in_turn, milliseconds, spread
 from distcnn.build import make_engine, make_loader, prepare
+from distcnn.errors import first_line
 from distcnn.parallel.world import World
 from distcnn.parse import Settings as Parsed
 from distcnn.training.batchnorm import RunningStatistics
@@ -76,6 +77,19 @@ def seeds_untouched() -> Iterator[None]:
         loop.seed_generators = kept
 
 
+def compiled(settings: Settings) -> Callable[[], torch.Tensor]:
+    """A step whose network is compiled with all that the compiler can try, graphs left out."""
+    steps = steps_of(settings)
+    steps.engine.computed.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
+    batches = steps.batches()
+    return lambda: loop.train_step(steps.engine, iter(batches), steps.running, 0.0, 0.1, Unwatched())
+
+
+def faster(seconds: dict[str, list[float]], way: str) -> str:
+    """Than the eager one."""
+    return f"{statistics.median(seconds['eager']) / statistics.median(seconds[way]):.2f} ×"
+
+
 @SPEED.check(
     "S4",
     "prototypes: a whole-step CUDA graph, torch.compile",
@@ -92,40 +106,37 @@ def s4(place: Place) -> str:
     }
     if place.toy:
         kinds = {"simple_cnn": base(place)}
-    shown = []
+    shown, wrong = [], []
     for name, settings in kinds.items():
         plain, graphed = Captured(place, settings, 0.01), Captured(place, settings, 0.01)
-        if place.cuda:  # the graph's first three steps are the warm-up before its capture
-            for _ in range(3):
-                plain.eager()
         pairs = [(plain.eager().clone(), graphed.replay().clone()) for _ in range(place.of(50, 3))]
         apart = sum(not torch.equal(one, other) for one, other in pairs)
-        ways = {"eager": plain.eager, "graph": graphed.replay}
-        if not place.toy:
-            compiled = steps_of(settings)
-            compiled.engine.computed.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-            batches = compiled.batches()
-            ways["compiled"] = lambda c=compiled, b=batches: loop.train_step(  # type: ignore[misc]
-                c.engine, iter(b), c.running, 0.0, 0.1, Unwatched()
-            )
-        seconds = in_turn(place, ways, place.of(30, 2), place.of(5, 2))
+        seconds = in_turn(place, {"eager": plain.eager, "graph": graphed.replay}, place.of(30, 2), place.of(5, 2))
+        found = [f"{name}: graph {faster(seconds, 'graph')}"]
         place.note(**{name: {"seconds": seconds, "losses_apart": apart}})
-        middle = {way: statistics.median(values) for way, values in seconds.items()}
-        factors = ", ".join(f"{way} {middle['eager'] / one:.2f} ×" for way, one in middle.items() if way != "eager")
-        shown.append(f"{name}: {factors}{f', {apart} losses differ' if apart else ''}")
-        expect(apart == 0, "; ".join(shown))
+        if apart:
+            wrong.append(f"{name}: {apart} losses differ")
+        if not place.toy:
+            try:  # its compiler may fail, or not be there
+                seconds = in_turn(place, {"eager": plain.eager, "compiled": compiled(settings)}, 30)
+                place.note(**{f"{name}, compiled": {"seconds": seconds}})
+                found.append(f"compiled {faster(seconds, 'compiled')}")
+            except Exception as error:
+                wrong.append(f"{name}, compiled: {type(error).__name__}: {first_line(error)}")
+        shown.append(", ".join(found))
+    expect(not wrong, "; ".join([*wrong, *shown]))
     return "; ".join(shown)
 
 
 @SPEED.check(
     "S5",
     "the speed-runs on CIFAR-10, seconds of steps and accuracy, seeds 0 to 2",
-    "batch 2000 ≈ 1.8 s, shipped ≈ 5 s, 90.2 % ± 0.5 (estimates)",
+    "batch 2000 ≈ 1.8 s, shipped ≈ 5 s, 90.2 % ± 0.5 (estimates); none under 89.5 %",
     100,
 )
 def s5(place: Place) -> str:
     images = of_data(place)
-    shown = []
+    shown, accuracies = [], []
     for file in ("cifar10_speedrun_gpu", "cifar10_speedrun"):
         found: dict[str, list[float]] = {"seconds": [], "accuracy": []}
         for seed in place.of((0, 1, 2), (0,)):
@@ -145,6 +156,7 @@ def s5(place: Place) -> str:
             found["seconds"].append(sum(batch / line["images_per_s"] for line in lines))
             found["accuracy"].append(metrics(folder, "eval")[-1]["accuracy"])
         place.note(**{file: found})
+        accuracies += found["accuracy"]
         shown.append(f"{file}: {spread(found['seconds'])} s, {spread([100 * one for one in found['accuracy']])} %")
     if "airbench" in place.extra:
         begun = time.perf_counter()
@@ -153,9 +165,7 @@ def s5(place: Place) -> str:
         place.note(airbench=done.stdout[-3000:], airbench_s=time.perf_counter() - begun)
         last = re.sub(r"\s+", " ", done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else done.stderr[-100:]
         shown.append(f"airbench: {last}")
-    if not place.toy:
-        worst = min(found["accuracy"])
-        expect(worst > 0.895, "; ".join(shown))
+    expect(place.toy or min(accuracies) > 0.895, "; ".join(shown))
     return "; ".join(shown)
 
 
@@ -188,8 +198,8 @@ def step_of_a_rank(settings: Settings, world: World) -> Any:
 
 @SPEED.check(
     "S6",
-    "what a group costs: one rank over NCCL, and rank 0 of 8 without an exchange; resnet18, 128 images a rank",
-    "≤ 3.2 ms a step (estimate)",
+    "what a group costs: one rank of 4 × 128 images over NCCL; rank 0 of 8 with 128 each, without an exchange; resnet18",
+    "of 8: ≤ 3.2 ms a step (estimate)",
     30,
 )
 def s6(place: Place) -> str:
@@ -197,7 +207,8 @@ def s6(place: Place) -> str:
     found: dict[str, list[float]] = {}
     for sums in ("fp64", "fp32"):
         settings = base(place, model__name=place.of("resnet18", "simple_cnn"), train__precision="bf16", train__gradient_sum=sums,
-                        train__batch_size=share, train__micro_batch=share)  # fmt: skip
+                        train__batch_size=4 * share, train__micro_batch=share)  # fmt: skip
+        # One rank takes four micro-batches: float64 has nothing to do where there is one part of a sum, or two.
         count, blocks = place.of(30, 2), place.of(5, 2)
         for backend in ("", "nccl" if place.cuda else "gloo"):
             with alone_in_a_group(backend):
