@@ -31,7 +31,7 @@ def test_a_beat_is_read_as_it_was_written():
         ([beat(device=(3, 1)), beat(device=(3, 1))], {0, 1}),
         ([beat(5, 9, (3, 2)), beat(6, 1, (3, 1)), beat(6, 1, (3, 2))], {1}),  # rank 0's host has launched less
         ([beat(5, 9, (3, 2)), beat(6, 1, (3, 2))], {0}),
-        ([beat(5, 9, (3, 2)), beat(6, 1, None)], {0}),  # nothing is known of rank 1's device
+        ([beat(5, 9, (3, 2)), beat(6, 1, None), beat(6, 1, (3, 1))], {0}),  # nothing is known of rank 1's device
     ],
 )
 def test_the_rank_is_behind_whose_device_is_or_else_whose_host_is(beats, behind):
@@ -60,11 +60,11 @@ def test_a_report_that_fails_ends_the_rank_all_the_same():
 
 def test_a_log_that_stands_still_or_fails_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(watchdog, "_LOG_S", 0.05)
-    freed = threading.Event()
-    for log in (lambda _: freed.wait(20), lambda why: {}[why]):
+    freed, logged = threading.Event(), []
+    for log in (lambda _: logged.append(freed.wait(20)), lambda why: {}[why]):
         made, found, _ = ended(log=log)
         made._end_with(lambda said: said.append("why"))
-        assert found == ["why"]
+        assert (found, logged) == (["why"], [])
     freed.set()
 
 
