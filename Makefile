@@ -51,15 +51,17 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks.peers '$(DIR)' --n $(N)
 	$(BIN)/python -m benchmarks.report
 
-# What only a machine with an NVIDIA GPU can answer: three commands of nine minutes each; with FIRST=1 the checks that matter
+# What only a machine with an NVIDIA GPU can answer: four commands of nine minutes at most; with FIRST=1 the checks that matter
 # most. Installs nothing, for there may be no internet: docs/gpu.md says what to bring. DATA: CIFAR-10 as an image folder, or
-# packed; NCCL: a libnccl.so.2 of 2.30 or later, where PyTorch's own is older. Exits with 2 where there is no GPU.
+# packed; NCCL: a libnccl.so.2 of 2.30 or later, where PyTorch's own is older; AIRBENCH: airbench94_muon.py; OUT: a folder for
+# the results, which are then added to docs/gpu. Exits with 2 where there is no GPU.
 GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m
-GPU_OPTIONS = $(if $(FIRST),--first) $(if $(DATA),--data '$(DATA)') $(if $(NCCL),--nccl '$(NCCL)')
+GPU_OPTIONS = $(if $(FIRST),--first) $(if $(DATA),--data '$(DATA)') $(if $(NCCL),--nccl '$(NCCL)') \
+	$(if $(AIRBENCH),--airbench '$(AIRBENCH)') $(if $(OUT),--out '$(OUT)')
 gpu:
-	@status=0; for command in tests.gpu.correct tests.gpu.ranks benchmarks.gpu; do \
+	@status=0; for command in tests.gpu.correct tests.gpu.ranks benchmarks.gpu $(if $(FIRST),,tests.gpu.more); do \
 		$(GPU) $$command $(GPU_OPTIONS) || { code=$$?; [ $$code = 1 ] || exit $$code; status=1; }; \
-	done; $(GPU) tests.gpu.page; exit $$status
+	done; $(GPU) tests.gpu.page $(if $(OUT),'$(OUT)'); exit $$status
 
 # What the tests of Slurm, mpirun, two hosts and the report need (Debian); without it they are skipped.
 packages:

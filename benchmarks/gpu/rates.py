@@ -110,7 +110,7 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
     "S1",
     "operations, launches and the GPU's share of a step",
     "busy ≥ 90 % for resnet18 512; ≈ 30 % for 4 × 32 (estimate)",
-    60,
+    55,
     first=True,
 )
 def s1(place: Place) -> str:
@@ -146,7 +146,7 @@ ESTIMATES = {"simple_cnn 512": 640_000, "resnet18 512": 50_000, "resnet18 1024":
              "whitened 2000": 250_000, "resnet18 512 fp32": 8_500, "resnet18 512 TF32": 25_000}  # fmt: skip
 
 
-@SPEED.check("S2", "distcnn bench step, images/s", "at least half of the estimates", 110, first=True)
+@SPEED.check("S2", "distcnn bench step, images/s", "at least half of the estimates", 105, first=True)
 def s2(place: Place) -> str:
     known = rows(place)
     if not place.toy:

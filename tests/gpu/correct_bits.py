@@ -1,9 +1,5 @@
 """T3 to T6: no wait for the device, and the same bits: again, after a fault, through NCCL."""
 
-import json
-import shutil
-import subprocess
-import sys
 from itertools import product
 
 from distcnn.build import prepare
@@ -12,7 +8,7 @@ from distcnn.parallel.world import World
 from distcnn.parse import Settings as Parsed
 from distcnn.tools.measure import Steps
 from distcnn.training.loop import train_step
-from tests.gpu.suite import Place, Skip, expect
+from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT
 from tests.gpu.work import (
     OWN_NETS,
@@ -27,7 +23,7 @@ from tests.gpu.work import (
     train_beside,
     words,
 )
-from tests.ranks import clean_environment, start
+from tests.ranks import start
 
 
 class Unwatched:
@@ -84,7 +80,7 @@ def t3(place: Place) -> str:
     return f"0 of {len(kinds)} kinds"
 
 
-@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 75, first=True)
+@CORRECT.check("T4", "the same run twice, each in a new process", "equal bits where deterministic", 60, first=True)
 def t4(place: Place) -> str:
     jobs: dict[str, Settings] = {}
     for name, precision in product(place.of(OWN_NETS, OWN_NETS[:1]), place.of(("fp32", "bf16"), ("fp32",))):
@@ -163,29 +159,3 @@ def t6(place: Place) -> str:
     place.note(equal=equal, backend=group)
     expect(all(equal.values()), f"other bits: {', '.join(name for name, one in equal.items() if not one)}")
     return f"{len(equal)} of {len(equal)} equal over {group}"
-
-
-@CORRECT.check("T15", "two steps through NCCL under compute-sanitizer's memcheck", "0 errors", 60)
-def t15(place: Place) -> str:
-    place.needs_cuda()
-    if shutil.which("compute-sanitizer") is None:
-        raise Skip("no compute-sanitizer")
-    # A small network in float32, and its own evaluation: each kernel takes a hundred times as long and more.
-    settings = base(place, train__duration="2step", name="checked", train__batch_size=64, train__micro_batch=16,
-                    data__synthetic_train=256, data__synthetic_test=64)  # fmt: skip
-    jobs = place.home / "jobs.json"
-    jobs.write_text(json.dumps([{"group": "nccl", "settings": settings}]), encoding="utf-8")
-    # Calls that may fail, as those by which libraries ask what a GPU can, are no errors of memory.
-    within = [
-        "compute-sanitizer",
-        *["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"],
-        sys.executable,
-    ]
-    known = clean_environment() | environment(place, shared=True, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    done = subprocess.run(
-        [*within, "-m", "tests.gpu.trainings", str(jobs)], env=known, capture_output=True, text=True, check=False
-    )
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    found = ([line.strip("= ") for line in lines if "ERROR SUMMARY" in line] or lines or ["no word"])[-1]
-    expect(done.returncode == 0 and found == "ERROR SUMMARY: 0 errors", f"exit {done.returncode}: {found}")
-    return found

@@ -1,4 +1,4 @@
-"""T0 to T2, T11 to T14: the commands as a user gives them, memory, and what is compiled."""
+"""T0, T1, T11 to T14: the commands as a user gives them, memory, and what is compiled."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.gpu.suite import ROOT, Place, Skip, expect
+from tests.gpu.suite import ROOT, Place, expect
 from tests.gpu.suites import CORRECT
 from tests.gpu.work import base, command, config, environment, good, rate, runs, step_losses, train
 from tests.ranks import clean_environment
@@ -83,30 +83,6 @@ def t1(place: Place) -> str:
     expect(last["accuracy"] >= (0.5 if place.toy else 0.98 if digits else 0.9), found)
     expect(place.toy or seconds < 15, found)
     return found
-
-
-@CORRECT.check("T2", "the tests of tests/unit, where CUDA is visible", "all pass", 100)
-def t2(place: Place) -> str:
-    if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
-        raise Skip(f"no {', '.join(missing)}")
-    spread = ["-n", "8", "--dist", "loadfile"] if find_spec("xdist") and not place.toy else ["-p", "no:xdist"]
-    which = [f"tests/unit/test_{name}.py" for name in ("samplers", "batchnorm")] if place.toy else ["tests/unit"]
-    # What the page of results is made of is being written, and a report of several runs is Plotly's.
-    left_out = ["gpu_page", *([] if find_spec("plotly") else ["history"])]
-    which += [f"--ignore=tests/unit/test_{name}.py" for name in left_out]
-    # Python 3.12 warns of each fork beside threads, which CUDA has. Pytest takes the words as they are, from the first.
-    forks = ["-W", "ignore:This process (pid=:DeprecationWarning"]
-    known = clean_environment() | environment(place)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *forks, *spread, *which]
-    done = subprocess.run(pytest, cwd=ROOT, env=known, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    failed = [
-        line.partition(" - ")[0].removeprefix("FAILED ") for line in lines if line.startswith(("FAILED", "ERROR"))
-    ]
-    place.note(failed=failed, left_out=left_out)
-    last = lines[-1].strip("= ") if lines else done.stderr[-200:]
-    expect(done.returncode == 0, f"{last}: {', '.join(failed[:4])}")
-    return f"{last}; left out: {', '.join(left_out)}"
 
 
 @CORRECT.check(

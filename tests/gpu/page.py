@@ -1,25 +1,33 @@
-"""docs/gpu/*.jsonl → docs/gpu.md: python -m tests.gpu.page
+"""docs/gpu/*.jsonl → docs/gpu.md: python -m tests.gpu.page [DIR]
 
-Of each check the newest result that was found on a GPU at full size; "not run yet" where there is none.
+The lines of DIR, brought from elsewhere, are added to those of docs/gpu first. Of each check the newest result that was found on a GPU at full size; "not run yet" where there is none.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import __main__ as _speed  # noqa: F401 - it fills its table
 from tests.gpu import correct as _correct  # noqa: F401
+from tests.gpu import more as _more  # noqa: F401
 from tests.gpu import ranks as _ranks  # noqa: F401
 from tests.gpu.suite import RESULTS, ROOT, Suite, in_order
-from tests.gpu.suites import CORRECT, RANKS, SPEED
+from tests.gpu.suites import CORRECT, MORE, RANKS, SPEED
 
 PAGE = ROOT / "docs" / "gpu.md"
-MODULES = {"correct": "tests.gpu.correct", "ranks": "tests.gpu.ranks", "speed": "benchmarks.gpu"}
+MODULES = {
+    "correct": "tests.gpu.correct",
+    "more": "tests.gpu.more",
+    "ranks": "tests.gpu.ranks",
+    "speed": "benchmarks.gpu",
+}
+SUITES = (CORRECT, RANKS, SPEED, MORE)
 HEAD = """# On a GPU
 
-What only a machine with an NVIDIA GPU can answer, in three commands of at most nine minutes each. `make gpu` runs them
+What only a machine with an NVIDIA GPU can answer, in four commands of at most nine minutes each. `make gpu` runs them
 all; `make gpu FIRST=1` runs the {first} checks that matter most: {names}. Each check has a number from elsewhere to be held
 against: the same run on a CPU, a run that nobody disturbed, an estimate made before (then it says so). A line is written to
 `docs/gpu/` as soon as a check has ended, and `python -m tests.gpu.page` makes this page of them.
@@ -32,17 +40,21 @@ them the checks that need them are skipped, and say so):
 ```text
 pip download --only-binary=:all: --python-version 3.12 --no-deps -d wheels pydantic pydantic-core annotated-types \\
     typing-inspection typing-extensions filelock psutil pyyaml rich markdown-it-py mdurl pygments safetensors pillow \\
-    scikit-learn scipy joblib threadpoolctl accelerate pytest iniconfig pluggy packaging hypothesis sortedcontainers
+    scikit-learn scipy joblib threadpoolctl accelerate pytest pytest-xdist execnet iniconfig pluggy packaging \\
+    hypothesis sortedcontainers
 python -m tests.gpu.images DIR cifar10.npz       # DIR: train/<class>/*.jpg and test/<class>/*.jpg
 
 pip install --no-index --find-links wheels --no-deps wheels/*.whl
-make gpu DATA=cifar10.npz
+make gpu DATA=cifar10.npz                        # OUT=DIR: where the results go, else docs/gpu
 python -m tests.gpu.correct --only T3,T4         # one part of it
 python -m tests.gpu.correct --device cpu --toy   # without a GPU: tries the checks, and measures nothing
 ```
 
+The commands can also be run one by one, on other days or machines: each adds its lines to `--out DIR`. Carried back, they are
+added to `docs/gpu/`, and this page is made, by `python -m tests.gpu.page DIR`.
+
 Two ranks on one GPU need NCCL 2.30 or later. PyTorch's own is taken unless `make gpu NCCL=…/libnccl.so.2` names another, which
-is then preloaded. With an older one these checks are skipped, and say which it is. Two processes take turns on the GPU, so what
+is then preloaded; `AIRBENCH=…/airbench94_muon.py` is timed beside distcnn's recipes. With an older NCCL these checks are skipped, and say which it is. Two processes take turns on the GPU, so what
 they find is right or wrong, never fast or slow.
 """
 
@@ -102,14 +114,30 @@ def section(suite: Suite, path: Path) -> Iterator[str]:
 
 def text(folder: Path = RESULTS) -> str:
     """The page of the results in a folder."""
-    suites: Iterable[Suite] = (CORRECT, RANKS, SPEED)
-    first = [check.name for suite in suites for check in in_order(suite.checks) if check.first]
+    first = [check.name for suite in SUITES for check in in_order(suite.checks) if check.first]
     lines = [HEAD.format(first=len(first), names=", ".join(first))]
-    for suite in suites:
+    for suite in SUITES:
         lines += section(suite, folder / f"{suite.name}.jsonl")
     return "\n".join(lines).rstrip() + "\n"
 
 
+def add(brought: Path, folder: Path = RESULTS) -> None:
+    """Add the lines of a folder to the results, once."""
+    for suite in SUITES:
+        source, own = brought / f"{suite.name}.jsonl", folder / f"{suite.name}.jsonl"
+        known = own.read_text(encoding="utf-8") if own.exists() else ""
+        lines = source.read_text(encoding="utf-8") if source.exists() else ""
+        if lines not in known:
+            folder.mkdir(parents=True, exist_ok=True)
+            own.write_text(known + lines, encoding="utf-8")
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.page", description="docs/gpu/*.jsonl to docs/gpu.md")
+    parser.add_argument("brought", type=Path, nargs="?", metavar="DIR", help="results to be added first")
+    if (chosen := parser.parse_args().brought) is not None:
+        if not [*chosen.glob("*.jsonl")]:
+            parser.error(f"there are no *.jsonl in {chosen}")
+        add(chosen)
     PAGE.write_text(text(), encoding="utf-8")
     print(PAGE, file=sys.stderr)

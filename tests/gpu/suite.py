@@ -1,4 +1,4 @@
-"""The frame of the three commands of `make gpu`: named checks, each in a process of its own, one line each at its end.
+"""The frame of the four commands of `make gpu`: named checks, each in a process of its own, one line each at its end.
 
 A check is a function of a Place that returns what it found, raises Skip for what it lacks, and anything else where it
 found something else than expected. It runs in a fork of this process, which has imported torch but never touched the

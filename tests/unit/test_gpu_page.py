@@ -9,7 +9,7 @@ import torch
 
 from tests.gpu import page
 from tests.gpu.suite import ROOT, in_order
-from tests.gpu.suites import CORRECT, RANKS, SPEED
+from tests.gpu.suites import CORRECT, MORE, RANKS, SPEED
 
 FILES = sorted([*(ROOT / "tests" / "gpu").glob("*.py"), *(ROOT / "benchmarks" / "gpu").glob("*.py")])
 MACHINE = {"kind": "machine", "gpu": "NVIDIA H100", "memory_gib": 79.6, "driver": "570.1", "torch": "2.14.1", "cuda": "13.0",
@@ -32,9 +32,9 @@ def test_the_page_is_what_its_results_make():
 
 def test_what_was_not_run_says_so(tmp_path):
     text = page.text(tmp_path)
-    rows = sum(len(suite.checks) for suite in (CORRECT, RANKS, SPEED))
+    rows = sum(len(suite.checks) for suite in page.SUITES)
     assert text.count("| not run yet |") == rows
-    assert text.count("Not run yet.") == 3
+    assert text.count("Not run yet.") == 4
 
 
 def test_the_newest_result_counts_and_names_its_machine(tmp_path):
@@ -52,6 +52,19 @@ def test_the_newest_result_counts_and_names_its_machine(tmp_path):
     assert "2. NVIDIA H100" in text
 
 
+def test_lines_brought_from_elsewhere_are_added_once(tmp_path):
+    own, brought = tmp_path / "own", tmp_path / "brought"
+    for folder, value in ((own, "here"), (brought, "there")):
+        folder.mkdir()
+        written(folder, MACHINE, line("T7", "ok", value))
+    for _ in range(2):
+        page.add(brought, own)
+    lines = [json.loads(text) for text in (own / "correct.jsonl").read_text().splitlines()]
+    assert [one["value"] for one in lines if one["kind"] == "check"] == ["here", "there"]
+    assert "| ok: there | 1 |" in page.text(own)
+    assert [path.name for path in own.iterdir()] == ["correct.jsonl"]
+
+
 @pytest.mark.parametrize("machine", [MACHINE | {"gpu": ""}, MACHINE | {"toy": True}])
 def test_what_was_found_elsewhere_or_at_toy_sizes_is_not_shown(tmp_path, machine):
     assert "ok: found" not in written(tmp_path, machine, line("T7", "ok", "found"))
@@ -59,7 +72,7 @@ def test_what_was_found_elsewhere_or_at_toy_sizes_is_not_shown(tmp_path, machine
 
 
 def test_each_command_fits_its_nine_minutes_and_the_first_ones_ten_in_all():
-    suites = (CORRECT, RANKS, SPEED)
+    suites = (CORRECT, RANKS, SPEED, MORE)
     assert all(sum(check.about_s for check in suite.checks) <= 9 * 60 for suite in suites)
     first = [check for suite in suites for check in in_order(suite.checks) if check.first]
     assert [check.name for check in first] == ["T0", "T3", "T4", "T5", "T6", "R1", "R2", "S1", "S2"]
