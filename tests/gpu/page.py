@@ -122,14 +122,18 @@ def text(folder: Path = RESULTS) -> str:
 
 
 def add(brought: Path, folder: Path = RESULTS) -> None:
-    """Add the lines of a folder to the results, once."""
+    """Add the calls whose lines are in a folder to the results, each of them once."""
     for suite in SUITES:
         source, own = brought / f"{suite.name}.jsonl", folder / f"{suite.name}.jsonl"
         known = own.read_text(encoding="utf-8") if own.exists() else ""
-        lines = source.read_text(encoding="utf-8") if source.exists() else ""
-        if lines not in known:
-            folder.mkdir(parents=True, exist_ok=True)
-            own.write_text(known + lines, encoding="utf-8")
+        calls: list[str] = []
+        for line in source.read_text(encoding="utf-8").splitlines(keepends=True) if source.exists() else []:
+            if json.loads(line)["kind"] == "machine":
+                calls.append("")
+            calls[-1] += line
+        folder.mkdir(parents=True, exist_ok=True)
+        if new := [call for call in calls if call not in known]:
+            own.write_text(known + "".join(new), encoding="utf-8")
 
 
 if __name__ == "__main__":

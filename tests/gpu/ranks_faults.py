@@ -13,7 +13,9 @@ from tests.gpu.work import Settings, base, config, ended_s, environment, needs_s
 from tests.ranks import Ranks, start, torchrun
 from tests.records import steps
 
-SPUN = r"has done step \d+ and stands before its gradients of step {} are ready"
+# Of the watchdog's report, {} being the step of the fault.
+SPUN = r"rank 1 on [^\n]*the device has done step \d+ and stands before its gradients of step {} are ready"
+UNENDED = r"NCCL's collective \d+ of group .* has not ended"
 
 
 def endless(place: Place, **more: object) -> Settings:
@@ -89,9 +91,9 @@ def r6(place: Place) -> str:
             named = re.search(r"rank 1 on \S+, process \d+: (no sign of life|alive, but behind)", ranks.err())
             if None in codes or 0 in codes or not named:
                 wrong.append(f"{name}: codes {codes}{'' if named else ', does not name rank 1'}")
-            elif name == "spinning" and not re.search(rf"rank 1 on [^\n]*the device {SPUN.format(step)}", ranks.err()):
+            elif name == "spinning" and not re.search(SPUN.format(step), ranks.err()):
                 wrong.append(f"{name}: not where the device of rank 1 stands")
-            if place.cuda and not re.search(r"NCCL's collective \d+ of group .* has not ended", ranks.err()):
+            if place.cuda and not re.search(UNENDED, ranks.err()):
                 wrong.append(f"{name}: no collective that has not ended")
     place.note(said=said)
     if place.cuda:

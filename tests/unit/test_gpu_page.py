@@ -59,9 +59,12 @@ def test_lines_brought_from_elsewhere_are_added_once(tmp_path):
         written(folder, MACHINE, line("T7", "ok", value))
     for _ in range(2):
         page.add(brought, own)
+    with (brought / "correct.jsonl").open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in (MACHINE, line("T7", "ok", "later")))
+    page.add(brought, own)
     lines = [json.loads(text) for text in (own / "correct.jsonl").read_text().splitlines()]
-    assert [one["value"] for one in lines if one["kind"] == "check"] == ["here", "there"]
-    assert "| ok: there | 1 |" in page.text(own)
+    assert [one["value"] for one in lines if one["kind"] == "check"] == ["here", "there", "later"]
+    assert "| ok: later | 1 |" in page.text(own)
     assert [path.name for path in own.iterdir()] == ["correct.jsonl"]
 
 
