@@ -28,8 +28,9 @@ SUITES = (CORRECT, RANKS, SPEED, MORE)
 HEAD = """# On a GPU
 
 What only a machine with an NVIDIA GPU can answer, in four commands of at most nine minutes each. `make gpu` runs them
-all; `make gpu FIRST=1` runs the {first} checks that matter most: {names}. Each check has a number from elsewhere to be held
-against: the same run on a CPU, a run that nobody disturbed, an estimate made before (then it says so). A line is written to
+all; `make gpu FIRST=1` runs the {first} checks that matter most: {names}.
+
+Each check has a number from elsewhere to be held against: the same run on a CPU, a run that nobody disturbed, an estimate made before (then it says so). A line is written to
 `docs/gpu/` as soon as a check has ended, and `python -m tests.gpu.page` makes this page of them.
 
 It takes one NVIDIA GPU, Python 3.12, PyTorch 2.11 or later, and no internet. What distcnn needs beside PyTorch, torchvision and
@@ -54,8 +55,8 @@ The commands can also be run one by one, on other days or machines: each adds it
 added to `docs/gpu/`, and this page is made, by `python -m tests.gpu.page DIR`.
 
 Two ranks on one GPU need NCCL 2.30 or later. PyTorch's own is taken unless `make gpu NCCL=…/libnccl.so.2` names another, which
-is then preloaded; `AIRBENCH=…/airbench94_muon.py` is timed beside distcnn's recipes. With an older NCCL these checks are skipped, and say which it is. Two processes take turns on the GPU, so what
-they find is right or wrong, never fast or slow.
+is then preloaded. With an older one these checks are skipped, and say which it is. Two processes take turns on the GPU, so what
+they find is right or wrong, never fast or slow. `AIRBENCH=…/airbench94_muon.py` is timed beside distcnn's speed-runs.
 """
 
 
