@@ -103,6 +103,7 @@ def test_a_step_of_each_recipe_stays_on_the_device(recipe):
         assert fewest * (1 - tolerance) <= before <= step.operations.counts[phase] * (1 + tolerance), dict(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in curves.NAMES if name != "streaming"])
 def test_a_step_with_each_option_stays_on_the_device(name):
     assert second_step(curves.FOLDER / f"{name}.yaml")[1] == []
