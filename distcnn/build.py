@@ -28,7 +28,7 @@ from distcnn.data.sources import ImageSet, check_classes
 from distcnn.errors import BadInput
 from distcnn.parallel import engine_accelerate, memory
 from distcnn.parallel.collectives import check_same
-from distcnn.parallel.device import device_problems, set_up_device
+from distcnn.parallel.device import common_device_problems, own_device_problems, set_up_device
 from distcnn.parallel.engine import AUTOCAST, Engine
 from distcnn.parallel.engine_accelerate import AccelerateEngine
 from distcnn.parallel.engine_ddp import DDPEngine
@@ -68,8 +68,9 @@ def engine_of(config: Config, world: World) -> type[Engine]:
 
 
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What does not fit this machine, besides the rank's device; cheap checks, made on every rank."""
+    """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
     yield from sources.problems(config.data)
+    yield from common_device_problems(config, world)
     yield from models.problems(config.model.name)
     for library in (wandb_tracking, tensorboard, trackio):
         yield from library.problems(config.tracking)
@@ -89,7 +90,7 @@ def checked(settings: Settings, world: World) -> Config:
     return settings.check(
         world.size,
         environment=lambda config: environment_problems(config, world),
-        device=lambda config: device_problems(config, world),
+        device=lambda config: own_device_problems(config, world),
     )
 
 

@@ -15,7 +15,7 @@ from distcnn.conflicts import Problem
 from distcnn.data.augment import Normalize
 from distcnn.data.loader import Preprocess
 from distcnn.errors import BadInput
-from distcnn.parallel.device import device_problems, set_up_device
+from distcnn.parallel.device import common_device_problems, own_device_problems, set_up_device
 from distcnn.parallel.memory import explain_out_of_memory
 from distcnn.parallel.world import World
 from distcnn.parse import Overrides, saved_settings
@@ -60,7 +60,11 @@ def load_model(
     config = (
         saved_settings(saved["config"], str(path))
         .update(overrides or {})
-        .check(world_size=1, environment=problems, device=lambda config: device_problems(config, world))
+        .check(
+            world_size=1,
+            environment=lambda config: [*problems(config), *common_device_problems(config, world)],
+            device=lambda config: own_device_problems(config, world),
+        )
     )
     device, _ = set_up_device(config, world)
     classes, size = tuple(saved["classes"]), saved["image_size"]

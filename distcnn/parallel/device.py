@@ -5,6 +5,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -68,9 +69,25 @@ def whose(world: World) -> str:
     return f"rank {world.rank} on {socket.gethostname()}: " if world.size > 1 else ""
 
 
-def device_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What this rank's device cannot do, its PyTorch's version included."""
-    own = whose(world)
+def host_has_gpus() -> bool:
+    """Whether this host has the driver of NVIDIA's GPUs, on WSL too, whatever of them this process sees."""
+    return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def own_device_problems(config: Config, world: World) -> Iterator[Problem]:
+    """What this rank's device cannot do where the other ranks' may: on a host with GPUs each sees its own."""
+    if host_has_gpus():
+        yield from device_problems(config, world, whose(world))
+
+
+def common_device_problems(config: Config, world: World) -> Iterator[Problem]:
+    """The same on a host without GPUs, where all of its ranks have it, and one speaks for all."""
+    if not host_has_gpus():
+        yield from device_problems(config, world)
+
+
+def device_problems(config: Config, world: World, own: str = "") -> Iterator[Problem]:
+    """What this rank's device cannot do, its PyTorch's version included; `own` begins what is said of it."""
     wanted, backend, visible = config.train.device, config.train.backend, torch.cuda.is_available()
     if wanted == "cuda" and not visible:
         yield ("train.device",), f"{own}no CUDA device is visible; use auto or cpu"
