@@ -16,7 +16,7 @@ train: .venv/.all
 test: .venv/.lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# A part of `make test`, in under a minute: what starts no process, and the golden curves.
+# A part of `make test`, in about a minute: what starts no process, and the golden curves.
 test-quick: .venv/.lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' tests/unit tests/golden
 
