@@ -13,8 +13,8 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from benchmarks.scenarios import Job
-from distcnn.config import DataConfig
-from distcnn.data.sources import load
+from distcnn.config.schema import DataConfig
+from distcnn.data.sources.load import load
 from distcnn.models import build_model
 
 MEAN = STD = (0.5, 0.5, 0.5)

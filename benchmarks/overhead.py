@@ -76,8 +76,8 @@ class Spent:
     """Sums up, in this process, what saves and log lines cost, at the start too; while not `on`, there are none."""
 
     def __init__(self, on: Callable[[], bool]) -> None:
+        from distcnn.checkpoint.writer import Saver
         from distcnn.tracking.base import Trackers
-        from distcnn.training.saver import Saver
 
         self.held_s = 0.0  # the training waited so long
         self.beside_s = 0.0  # processor time of other threads and processes

@@ -48,11 +48,11 @@ def timm(root: str, workers: int) -> Iterator[Tensor]:
 
 def distcnn(root: str, dtype: torch.dtype) -> Iterator[Tensor]:
     from benchmarks.images import MEAN, PADDING, STD
-    from distcnn.config import DataConfig
-    from distcnn.data.augment import Augment, Normalize
-    from distcnn.data.loader import Preprocess, ResidentLoader
+    from distcnn.config.schema import DataConfig
+    from distcnn.data.augment.pipeline import Augment, Normalize
+    from distcnn.data.loaders import Preprocess, ResidentLoader
     from distcnn.data.samplers import MicroBatchSampler
-    from distcnn.data.sources import load
+    from distcnn.data.sources.load import load
 
     data = load(DataConfig(source="folder", root=root), "train")
     sampler = MicroBatchSampler(len(data), batch_size=BATCH, micro_batch=MICRO_BATCH, drop_last=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 CONFIG = Path(__file__).parents[1] / "configs" / "cifar10_speedrun.yaml"
 PEAK = """
 import torch
-from distcnn.tools.measure import gemm_peak
+from distcnn.bench.measure import gemm_peak
 print(gemm_peak(torch.device("cpu"), torch.bfloat16))
 """
 

@@ -22,20 +22,29 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from distcnn.api import evaluate, train
-    from distcnn.config import Config
-    from distcnn.errors import BadInput, DistcnnError
-    from distcnn.predictor import Prediction, Predictor
-    from distcnn.run import Result
-    from distcnn.trained import Trained, load_model
+    from distcnn.config.schema import Config
+    from distcnn.errors import DistcnnError, InputError
+    from distcnn.inference.model import Trained, load_model
+    from distcnn.inference.predictor import Prediction, Predictor
+    from distcnn.training.run import Result
 
 __all__ = [
-    "BadInput", "Config", "DistcnnError", "Prediction", "Predictor", "Result", "Trained", "evaluate", "load_model",
+    "Config",
+    "DistcnnError",
+    "InputError",
+    "Prediction",
+    "Predictor",
+    "Result",
+    "Trained",
+    "evaluate",
+    "load_model",
     "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "train": "api", "evaluate": "api", "Config": "config", "BadInput": "errors", "DistcnnError": "errors",
-    "Prediction": "predictor", "Predictor": "predictor", "Result": "run", "Trained": "trained", "load_model": "trained",
+    "train": "api", "evaluate": "api", "Config": "config.schema", "InputError": "errors", "DistcnnError": "errors",
+    "Prediction": "inference.predictor", "Predictor": "inference.predictor",
+    "Result": "training.run", "Trained": "inference.model", "load_model": "inference.model",
 }  # fmt: skip
 
 

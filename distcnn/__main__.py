@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from distcnn import __version__
+from distcnn.distributed.shutdown import end_process
 from distcnn.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PREEMPTED,
-    BadDevice,
-    BadEnvironment,
-    BadInput,
+    DeviceError,
     DistcnnError,
+    InputError,
+    LauncherError,
     LostRankError,
-    NoMeeting,
     OutOfMemoryError,
-    Stopped,
+    RendezvousError,
+    StoppedError,
     means_out_of_memory,
 )
-from distcnn.parallel.ending import end_process
-from distcnn.parallel.world import spoken_rank
+from distcnn.rank import rank_from_env
 
 NOT_RETRIED = (EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 
@@ -99,7 +99,7 @@ def _lost_contact(error: Exception) -> bool:
 def _end_at_once(error: DistcnnError) -> None:
     """From a thread beside the main one, which may stand anywhere."""
     try:
-        if isinstance(error, Stopped):
+        if isinstance(error, StoppedError):
             _speak_once(error)
         elif str(error):  # else another rank speaks
             _print(error)
@@ -134,15 +134,15 @@ def _path_first(command: str, rest: list[str]) -> tuple[Path, list[str]]:
         _print_keys()
         raise SystemExit(EXIT_OK)
     if not rest or rest[0].startswith("-"):
-        raise BadInput(f"distcnn {command}: needs {what} first; see distcnn {command} --help")
+        raise InputError(f"distcnn {command}: needs {what} first; see distcnn {command} --help")
     return Path(rest[0]), rest[1:]
 
 
 def _train(rest: list[str]) -> int:
     path, arguments = _path_first("train", rest)
-    from distcnn.parallel.signals import catching_signals
-    from distcnn.parallel.world import world_from
-    from distcnn.parse import Settings
+    from distcnn.config.settings import Settings
+    from distcnn.distributed.signals import catching_signals
+    from distcnn.distributed.world import world_from
 
     with catching_signals(_end_at_once) as stop:
         world = world_from(os.environ)
@@ -151,8 +151,8 @@ def _train(rest: list[str]) -> int:
         settings.default("name", path.stem)
         if quiet:
             settings.update({"tracking.console": False})
-        from distcnn.build import checked
-        from distcnn.run import train
+        from distcnn.training.build import checked
+        from distcnn.training.run import train
 
         train(checked(settings, world), world, stop)
     return EXIT_OK
@@ -160,13 +160,13 @@ def _train(rest: list[str]) -> int:
 
 def _evaluate(rest: list[str]) -> int:
     path, arguments = _path_first("evaluate", rest)
-    from distcnn.parallel.world import world_from
-    from distcnn.parse import Settings
+    from distcnn.config.settings import Settings
+    from distcnn.distributed.world import world_from
 
     if not path.exists():  # before torch is imported
-        raise BadInput(f"{path}: no such run folder or checkpoint")
+        raise InputError(f"{path}: no such run folder or checkpoint")
     world = world_from(os.environ)
-    from distcnn.run import evaluate_checkpoint
+    from distcnn.inference.evaluate import evaluate_checkpoint
 
     record = evaluate_checkpoint(path, Settings().read_arguments(arguments), world)
     if world.is_main:
@@ -179,14 +179,14 @@ def _evaluate(rest: list[str]) -> int:
 
 def _tool(name: str) -> Callable[[list[str]], int]:
     def run(rest: list[str]) -> int:
-        importlib.import_module(f"distcnn.tools.{name}").run(rest)
+        importlib.import_module(f"distcnn.commands.{name}").run(rest)
         return EXIT_OK
 
     return run
 
 
 def _print_keys() -> None:
-    from distcnn.parse import documented_keys
+    from distcnn.config.settings import documented_keys
 
     print("keys, in the YAML file or as --section.key value:\n")
     for key, kind, default, description in documented_keys():
@@ -208,12 +208,12 @@ def _speak_once(error: DistcnnError) -> None:
         else:
             time.sleep(2)  # the end of this rank could be that of the one that speaks
         return
-    rank, local_rank = spoken_rank(os.environ)
-    if rank != 0 and isinstance(error, Stopped):
+    rank, local_rank = rank_from_env(os.environ)
+    if rank != 0 and isinstance(error, StoppedError):
         return  # all ranks stop together, and rank 0 says so
     if rank != 0:
         # Under torchrun the wait ends with rank 0's exit; elsewhere nobody may end it.
-        own = isinstance(error, BadDevice | BadEnvironment | NoMeeting)
+        own = isinstance(error, DeviceError | LauncherError | RendezvousError)
         time.sleep(2 if own else 60 if "TORCHELASTIC_RUN_ID" in os.environ else 5)
         if local_rank != 0 and not own:
             return
@@ -221,12 +221,12 @@ def _speak_once(error: DistcnnError) -> None:
 
 
 def _print(error: DistcnnError) -> None:
-    problems = error.problems if isinstance(error, BadInput) else str(error).splitlines()
+    problems = error.problems if isinstance(error, InputError) else str(error).splitlines()
     titles = {
-        BadInput: "distcnn: bad input",
-        BadDevice: "distcnn: bad input",
-        BadEnvironment: "distcnn: bad environment",
-        Stopped: "distcnn: stopped",
+        InputError: "distcnn: bad input",
+        DeviceError: "distcnn: bad input",
+        LauncherError: "distcnn: bad environment",
+        StoppedError: "distcnn: stopped",
         OutOfMemoryError: "distcnn: out of memory",
     }
     title = titles.get(type(error), "distcnn: failed")
@@ -240,7 +240,7 @@ def _tell_launcher(code: int | str) -> None:
     DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would start bad input, or a run that was asked to make room,
     again at once: its agent is asked to end instead (https://docs.pytorch.org/docs/stable/elastic/agent.html).
     """
-    first = spoken_rank(os.environ)[1] == 0
+    first = rank_from_env(os.environ)[1] == 0
     path = Path(os.environ.get("DISTCNN_EXIT_CODE_FILE", "/dev/null/no"))
     if path.exists():  # it does not on the other nodes
         if code == "":

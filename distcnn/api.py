@@ -5,18 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distcnn import run
-from distcnn.build import checked
-from distcnn.config import Config
-from distcnn.parallel.world import world_from
-from distcnn.parse import Settings, saved_settings, to_dict
+from distcnn.config.schema import Config
+from distcnn.config.settings import Settings, saved_settings, to_dict
+from distcnn.distributed.world import world_from
+from distcnn.inference.evaluate import evaluate_checkpoint
+from distcnn.training import run
+from distcnn.training.build import checked
 
 
 def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> run.Result:
     """Train, in this process's place among those of its launcher; on every rank alike.
 
     `config` is a YAML file, a Config, or a mapping as nested as the file, or of dotted keys such as
-    `{"optim.lr": 0.1}`; `overrides` are dotted keys. Raises BadInput with every problem found, DistcnnError for a run
+    `{"optim.lr": 0.1}`; `overrides` are dotted keys. Raises InputError with every problem found, DistcnnError for a run
     that failed.
     """
     settings = Settings()
@@ -32,6 +33,6 @@ def evaluate(model: str | Path, overrides: Mapping[str, Any] | None = None) -> d
     """Evaluate a run folder's newest checkpoint, or a file, on the run's test images; on every rank alike.
 
     Returns the eval line of metrics.jsonl: integers `correct` and `total`, `accuracy` in 0…1, `loss` in nats an image,
-    and so on. Raises BadInput.
+    and so on. Raises InputError.
     """
-    return run.evaluate_checkpoint(Path(model), overrides or {}, world_from(os.environ))
+    return evaluate_checkpoint(Path(model), overrides or {}, world_from(os.environ))

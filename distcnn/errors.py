@@ -35,7 +35,7 @@ class DistcnnError(Exception):
     exit_code = EXIT_FAILED
 
 
-class BadInput(DistcnnError):  # noqa: N818 - it reads as what it is: `raise BadInput(problems)`
+class InputError(DistcnnError):
     """Input that cannot work: every problem found, each with what, where and what would be valid."""
 
     exit_code = EXIT_BAD_INPUT
@@ -45,24 +45,24 @@ class BadInput(DistcnnError):  # noqa: N818 - it reads as what it is: `raise Bad
         super().__init__("\n".join(self.problems))
 
 
-class BadEnvironment(BadInput):
+class LauncherError(InputError):
     """A launcher's variables that cannot be right. Each rank knows of its own only, so each speaks for itself."""
 
 
-class BadDevice(BadInput):
+class DeviceError(InputError):
     """What the device of one rank cannot do; the message names the rank and its host.
 
     The devices of the others may be right, so each rank that has such a problem speaks for itself, as with
-    BadEnvironment: where all have it, rank 0 does at once, and the others 2 s later, if nobody has ended them by then
+    LauncherError: where all have it, rank 0 does at once, and the others 2 s later, if nobody has ended them by then
     (torchrun and srun --kill-on-bad-exit do).
     """
 
 
-class NoMeeting(DistcnnError):  # noqa: N818
+class RendezvousError(DistcnnError):
     """The ranks did not all come, or could not reach each other. Another try may help."""
 
 
-class LostRankError(NoMeeting, RuntimeError):
+class LostRankError(RendezvousError, RuntimeError):
     """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then.
 
     `own`: it was this rank that found it, before any other, and says so.
@@ -73,7 +73,7 @@ class LostRankError(NoMeeting, RuntimeError):
         super().__init__(message)
 
 
-class Stopped(DistcnnError):  # noqa: N818
+class StoppedError(DistcnnError):
     """A signal ended the run, at a step boundary, on all ranks together."""
 
     def __init__(self, message: str, exit_code: int):
@@ -92,5 +92,5 @@ class OutOfMemoryError(DistcnnError):
         super().__init__(message)
 
 
-class NonFiniteLoss(DistcnnError):  # noqa: N818
+class NonFiniteLossError(DistcnnError):
     """The loss of one step was NaN or infinite on some rank; all ranks raise this together."""

@@ -1,12 +1,22 @@
-"""Files: written whole or not at all, read without a wait."""
+"""Files written whole or not at all, locks, and long waits that say what they are for."""
 
 import errno
 import os
+import socket
 import stat
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
+
+from distcnn.rank import rank_from_env
+
+FIRST_S = 5.0  # seconds until a wait is announced
 
 
 @contextmanager
@@ -40,3 +50,43 @@ def open_regular(path: Path) -> BinaryIO:
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else "Not a regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Print `rank R on HOST waits for WHAT` to stderr after 5 s, and again after 10, 20, 40, … s."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def speak() -> None:
+        pause = FIRST_S
+        while not done.wait(pause):
+            passed = time.monotonic() - started
+            rank = rank_from_env(os.environ)[0]
+            print(
+                f"rank {rank} on {socket.gethostname()} has waited {passed:.0f} s for {what}",
+                file=sys.stderr,
+                flush=True,
+            )
+            pause = passed  # doubling
+
+    thread = threading.Thread(target=speak, name="distcnn-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file: one process of this node at a time does `what`, and both it and the others say so."""
+    lock = FileLock(path)
+    with waiting(f"another process: {what}"):
+        lock.acquire()
+    try:
+        with waiting(what):
+            yield
+    finally:
+        lock.release()

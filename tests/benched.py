@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from distcnn.build import prepare
-from distcnn.parallel.signals import StopRequest
-from distcnn.parallel.world import World
-from distcnn.parse import Settings
-from distcnn.tools.layout import layout_audit
-from distcnn.tools.measure import Steps
+from distcnn.bench.layout import layout_audit
+from distcnn.bench.measure import Steps
+from distcnn.config.settings import Settings
+from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.world import World
+from distcnn.training.build import prepare
 
 CPU = torch.device("cpu")
 

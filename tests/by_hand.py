@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import distcnn
-from distcnn.config import DataConfig
-from distcnn.data import sources
-from distcnn.run import Result
+from distcnn.config.schema import DataConfig
+from distcnn.data.sources import load as sources
+from distcnn.training.run import Result
 from tests.records import metrics
 
 CLASSES, SIDE, TRAIN, TEST = 5, 8, 22, 9

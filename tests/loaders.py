@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from distcnn.data.augment import Augment, Normalize
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader
-from distcnn.data.mix import Mix
+from distcnn.data.augment.mix import Mix
+from distcnn.data.augment.pipeline import Augment, Normalize
+from distcnn.data.loaders import Preprocess, ResidentLoader, StreamingLoader
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import ImageSet
+from distcnn.data.sources.load import ImageSet
 
 CPU = torch.device("cpu")
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))

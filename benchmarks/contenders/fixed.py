@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import distcnn.build
+import distcnn.training.build
 from benchmarks.contenders import distcnn as contender
 from benchmarks.scenarios import Job
-from distcnn.data.loader import Batch, ResidentLoader
+from distcnn.data.loaders import Batch, ResidentLoader
 
 
 class FixedBatch(ResidentLoader):
@@ -21,5 +21,5 @@ class FixedBatch(ResidentLoader):
 
 
 def train(job: Job) -> None:
-    distcnn.build.ResidentLoader = FixedBatch  # type: ignore[misc]
+    distcnn.training.build.ResidentLoader = FixedBatch  # type: ignore[misc]
     contender.train(job)

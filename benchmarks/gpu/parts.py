@@ -15,11 +15,11 @@ import torch.distributed.nn.functional  # before there is a group: its functions
 
 import distcnn.training.loop as loop
 from benchmarks.gpu.timing import block_s, in_turn, milliseconds, spread
-from distcnn.build import make_engine, make_loader, prepare
+from distcnn.config.settings import Settings as Parsed
+from distcnn.distributed.world import World
 from distcnn.errors import first_line
-from distcnn.parallel.world import World
-from distcnn.parse import Settings as Parsed
 from distcnn.training.batchnorm import RunningStatistics
+from distcnn.training.build import make_engine, make_loader, prepare
 from tests.gpu.correct_bits import Unwatched, steps_of
 from tests.gpu.suite import ROOT, Place, expect
 from tests.gpu.suites import SPEED

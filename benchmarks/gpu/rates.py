@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.parts import fake_world, step_of_a_rank
 from benchmarks.gpu.timing import spread
-from distcnn.build import make_loader, prepare
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.parallel.world import World
-from distcnn.parse import Settings as Parsed
+from distcnn.config.settings import Settings as Parsed
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.distributed.world import World
+from distcnn.training.build import make_loader, prepare
 from distcnn.training.loop import train_step
 from tests.gpu.correct_bits import Unwatched, steps_of
 from tests.gpu.suite import Place, expect

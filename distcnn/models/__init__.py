@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distcnn.conflicts import Problem
-from distcnn.errors import BadInput
+from distcnn.config.rules import Problem
+from distcnn.errors import InputError
 from distcnn.models.compact import CompactCNN
 from distcnn.models.resnet import ResNet9, resnet18
 from distcnn.models.simple import SimpleCNN
@@ -36,7 +36,7 @@ def build_model(
 ) -> nn.Module:
     """A network from [N, 3, image_size, image_size] to [N, num_classes] logits, with PyTorch's default weights.
 
-    A callable is given `num_classes`, and `image_size` where it takes it, besides `args`. Raises BadInput for an
+    A callable is given `num_classes`, and `image_size` where it takes it, besides `args`. Raises InputError for an
     unknown name, for arguments that it does not take, and where the network does not map that input to that
     output; also at each of `small_sizes`, if it is to be trained on images of those sizes too.
     """
@@ -47,15 +47,15 @@ def build_model(
     try:
         model = make(**known, **(args or {}))
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"model.name = {name}, model.args = {dict(args or {})}: {error}") from error
+        raise InputError(f"model.name = {name}, model.args = {dict(args or {})}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise BadInput(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
     _check_shapes(model, name, num_classes, image_size)
     for size in small_sizes:
         try:
             _check_shapes(model, name, num_classes, size)
-        except BadInput as error:
-            raise BadInput(
+        except InputError as error:
+            raise InputError(
                 f"data.small_sizes, {size}: {error}; it takes a network for images of any size, such as resnet9"
             ) from error
     return model
@@ -65,7 +65,7 @@ def problems(name: str) -> Iterator[Problem]:
     """What is wrong with a model's name."""
     try:
         _find(name)
-    except BadInput as error:
+    except InputError as error:
         yield ("model.name",), str(error)
 
 
@@ -85,7 +85,7 @@ def _find(name: str) -> Callable[..., nn.Module]:
     if name not in names:
         near = difflib.get_close_matches(name, [*MODELS, *names], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise BadInput(
+        raise InputError(
             f"unknown model{hint}; valid: {', '.join(MODELS)}, a torchvision classifier such as mobilenet_v3_small, "
             "or your own package.module:callable"
         )
@@ -107,9 +107,9 @@ def _import(name: str) -> Callable[..., nn.Module]:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise BadInput(f"{error}; looked for in the current folder and the installed packages") from error
+        raise InputError(f"{error}; looked for in the current folder and the installed packages") from error
     if not callable(found):
-        raise BadInput(f"{attribute} in {module_name} is not callable")
+        raise InputError(f"{attribute} in {module_name} is not callable")
     make: Callable[..., nn.Module] = found
     return make
 
@@ -120,10 +120,10 @@ def _check_shapes(model: nn.Module, name: str, num_classes: int, image_size: int
         out = _dry_run(model, image_size, batch=2, training=True)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise BadInput(f"model.name = {name}: cannot take [N, 3, {size}] images: {reason}") from error
+        raise InputError(f"model.name = {name}: cannot take [N, 3, {size}] images: {reason}") from error
     if not isinstance(out, Tensor) or out.shape != (2, num_classes):
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise BadInput(
+        raise InputError(
             f"model.name = {name}: should turn 2 images of {size} into logits of shape [2, {num_classes}], not {got}"
             + ("; try model.args = {aux_logits: false}" if hasattr(model, "aux_logits") else "")
         )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distcnn.history import History
-from distcnn.predictions import Predictions
-from distcnn.records import Record
+from distcnn.runs.history import History
+from distcnn.runs.predictions import Predictions
+from distcnn.runs.records import Record
 
 Figure = dict[
     str, Any

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distcnn import __version__
-from distcnn.errors import BadInput
+from distcnn.errors import InputError
 from distcnn.files import whole_file
-from distcnn.history import History
-from distcnn.predictions import Predictions
-from distcnn.records import Record
 from distcnn.report import figures
+from distcnn.runs.history import History
+from distcnn.runs.predictions import Predictions
+from distcnn.runs.records import Record
 
 HERE = Path(__file__).parent
 _MISTAKES = 24
@@ -38,9 +38,9 @@ def missing() -> str | None:
 
 
 def page(runs: Sequence[History]) -> str:
-    """The whole HTML text. Raises BadInput where none of the runs has anything to show."""
+    """The whole HTML text. Raises InputError where none of the runs has anything to show."""
     if not any(run.records for run in runs):
-        raise BadInput([f"{run.folder}: {'; '.join((*run.damage, *_empty(run)))}" for run in runs])
+        raise InputError([f"{run.folder}: {'; '.join((*run.damage, *_empty(run)))}" for run in runs])
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
@@ -71,7 +71,7 @@ def _empty(run: History) -> tuple[str, ...]:
 
 
 def write_page(runs: Sequence[History], output: Path) -> int:
-    """Write it, whole or not at all; returns its size in characters. Raises BadInput, OSError."""
+    """Write it, whole or not at all; returns its size in characters. Raises InputError, OSError."""
     text = page(runs)
     with whole_file(output) as aside:
         aside.write_text(text, encoding="utf-8", errors="replace")
@@ -105,7 +105,7 @@ def _alone(run: History, shown: list[figures.Figure]) -> dict[str, Any]:
     found |= {"classes": _per_class(classes, counts), "confused": _confused(classes, counts), "evaluated": last}
     try:
         predictions = run.predictions()
-    except BadInput as error:
+    except InputError as error:
         return found | {"problem": str(error)}
     if predictions is None or predictions.step != last["step"]:
         return found

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
-from distcnn.records import Record
+from distcnn.runs.records import Record
 
 
 class Tracker(Protocol):

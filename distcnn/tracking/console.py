@@ -4,17 +4,14 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distcnn.records import Record
+from distcnn.config.plan import Plan
+from distcnn.runs.records import Record
 from distcnn.tracking.live import LiveDisplay
-from distcnn.training.evaluate import Evaluation
-from distcnn.training.loop import TrainState
-from distcnn.training.plan import Plan
 
 
 class ConsoleTracker:
@@ -112,28 +109,6 @@ def plan_table(plan: Plan, name: str, launcher: str) -> Table:
             "launcher": launcher,
         },
     )
-
-
-def summary_fields(evaluation: Evaluation, state: TrainState, plan: Plan, folder: Path) -> Record:
-    """The final numbers, and where everything lies."""
-    return {
-        "step": f"{state.step} of {plan.steps}",
-        "accuracy": f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.total} test images)",
-        "top 5": f"{evaluation.top5_correct / evaluation.total:.2%}",
-        "test loss": f"{evaluation.loss_sum / evaluation.total:.4f}",
-        "best": f"{state.best_accuracy:.2%} after step {state.best_step}",
-        "weakest class": _weakest(evaluation),
-        "weights": folder / "model.safetensors",
-        "checkpoints": folder / "checkpoints",
-        "metrics": folder / "metrics.jsonl",
-        "evaluate": f"distcnn evaluate {folder}",
-    }
-
-
-def _weakest(evaluation: Evaluation) -> str:
-    known = [(accuracy, name) for name, accuracy in evaluation.per_class().items() if accuracy is not None]
-    accuracy, name = min(known)
-    return f"{name}, {accuracy:.2%}"
 
 
 def fields_table(title: str, fields: Record) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.files import whole_file
-from distcnn.records import Record
+from distcnn.runs.records import Record
 
 
 class JsonlTracker:

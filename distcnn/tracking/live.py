@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from distcnn.records import Record
-from distcnn.training.plan import Plan
+from distcnn.config.plan import Plan
+from distcnn.runs.records import Record
 
 NARROW = 70  # columns: below it the bars do without their times
 _SMOOTHED = 50  # steps

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from distcnn.records import Record
+from distcnn.runs.records import Record
 
 
 class ReportTracker:
@@ -18,8 +18,8 @@ class ReportTracker:
     def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
         """Write report.html. Whatever goes wrong costs a warning."""
         try:
-            from distcnn.history import read_history
             from distcnn.report.page import write_page
+            from distcnn.runs.history import read_history
 
             write_page([read_history(self.folder)], self.folder / "report.html")
         except Exception as error:  # the training is what matters

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from distcnn.history import read_history
-from distcnn.parallel.waiting import waiting
-from distcnn.records import Record
+from distcnn.files import waiting
+from distcnn.runs.history import read_history
+from distcnn.runs.records import Record
 
 THREAD_NAME = "distcnn-tracker-"  # and the library's name
 _BACKLOG = 50_000  # records kept for a library that is slow; beyond it they are dropped, with one warning

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distcnn.config import TrainConfig
-from distcnn.errors import BadInput
+from distcnn.config.schema import TrainConfig
+from distcnn.errors import InputError
 
 
 class Averages:
@@ -73,12 +73,14 @@ class Averages:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; where none were saved, they begin with the weights. Raises BadInput where they do not fit."""
+        """Take them back; where none were saved, they begin with the weights. Raises InputError if they do not fit."""
         for name, mine in (("ema", self.ema), ("slow", self.slow)):
             theirs = state.get(name, [])
             if not (mine and theirs):
                 continue
             if [getattr(t, "shape", None) for t in theirs] != [t.shape for t in mine]:
-                raise BadInput(f"checkpoint: {name} holds {len(theirs)} averages that do not fit the {len(mine)} here")
+                raise InputError(
+                    f"checkpoint: {name} holds {len(theirs)} averages that do not fit the {len(mine)} here"
+                )
             for own, saved in zip(mine, theirs, strict=True):
                 own.copy_(saved)

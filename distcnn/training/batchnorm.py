@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distcnn.errors import BadInput
-from distcnn.parallel.collectives import sum_ranks
+from distcnn.distributed.collectives import sum_ranks
+from distcnn.errors import InputError
 
 
 class RunningStatistics:
@@ -26,7 +26,7 @@ class RunningStatistics:
         layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         self.layers = layers if micro_batches_per_step > 1 else []
         if any(layer.momentum is None for layer in self.layers):
-            raise BadInput(
+            raise InputError(
                 "model.name: a BatchNorm layer with momentum=None averages over all micro-batches it ever saw, which "
                 "depends on the number of ranks; give it a momentum, such as 0.1"
             )

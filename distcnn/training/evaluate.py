@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distcnn.parallel.collectives import sum_ranks
+from distcnn.config.schema import Config
+from distcnn.data.loaders import EvaluationLoader
+from distcnn.distributed.collectives import sum_ranks
+from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.engine.base import autocast
 from distcnn.training.views import Views, averaged_logits
 
 
@@ -78,7 +83,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[int, Tensor, Tensor]],
     whole: WholeSet,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    precision_context: Callable[[], AbstractContextManager[Any]],
     views: Views = "one",
     wait: Callable[[], object] = lambda: None,
 ) -> Evaluation:
@@ -98,7 +103,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     for number, images, labels in batches:
-        with autocast():
+        with precision_context():
             logits = averaged_logits(model, images, views)  # [n, classes]
         losses[number] = F.cross_entropy(logits, labels, reduction="none").double().sum()
         cell = labels * k + logits.argmax(dim=1)
@@ -116,3 +121,15 @@ def evaluate(
         confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), whole.classes, best.cpu().numpy(),
         probabilities.cpu().numpy(), whole.split,
     )  # fmt: skip
+
+
+def evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watchdog | None = None) -> Evaluation:
+    """Evaluate on a run's test images, or those held out, as its config says; on all ranks alike."""
+    data, device = test.data, test.preprocess.device
+    whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
+    with explain_out_of_memory(device, lambda: evaluation_cures(test.batch_size)):
+        return evaluate(
+            model, watch.each(test, "evaluation") if watch else test, whole,
+            lambda: autocast(device, config.train.precision),
+            config.eval.views, watch.wait_for_device if watch else lambda: None,
+        )  # fmt: skip

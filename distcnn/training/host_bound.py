@@ -1,6 +1,6 @@
 """Is the GPU waiting for the host? Said once, with the reason and the cure."""
 
-from distcnn.training.plan import Plan
+from distcnn.config.plan import Plan
 
 # So long at most the host waits for a device that has only what was launched last to do. No share of the time between
 # two log points: where CUDA's queue is full, a thousand launches are left, which may be little beside all of them.

@@ -2,34 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.loader import Batch, ResidentLoader, StreamingLoader
-from distcnn.errors import NonFiniteLoss
-from distcnn.parallel.collectives import stack_ranks
-from distcnn.parallel.engine import Engine
-from distcnn.parallel.signals import StopRequest, stopped
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.records import Record, event
+from distcnn.checkpoint.state import TrainState
+from distcnn.config.plan import Plan
+from distcnn.data.loaders import Batch, ResidentLoader, StreamingLoader
+from distcnn.distributed.collectives import stack_ranks
+from distcnn.distributed.signals import StopRequest, stopped
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.engine.base import Engine
+from distcnn.errors import NonFiniteLossError
+from distcnn.optim.optimizers import set_rate
+from distcnn.optim.schedules import Schedule
+from distcnn.runs.records import Record, event
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.host_bound import HostBound
-from distcnn.training.optim import set_rate
-from distcnn.training.plan import Plan, Schedule
-
-
-@dataclass
-class TrainState:
-    """Where the training stands: all that changes besides the engine's tensors."""
-
-    step: int = 0  # optimizer steps done
-    best_accuracy: float = -1.0
-    best_step: int = 0
 
 
 class Watch(Protocol):
@@ -60,7 +52,7 @@ def fit(
 
     All ranks call it and do the same: only what `log` and `save` do inside differs by rank. `save(state, best, wait)`
     returns, where it is to wait, what went wrong, on all ranks alike. A signal to any rank ends it after a step, on
-    all ranks with Stopped, the step saved.
+    all ranks with StoppedError, the step saved.
     """
     running = RunningStatistics(engine.computed, plan.accumulation * plan.world_size)
     host_bound = HostBound(plan, streaming=isinstance(loader, StreamingLoader))
@@ -195,7 +187,7 @@ class StepLosses:
         self.data_before = self.watch.data_s
 
     def flush(self) -> None:
-        """Log every step since the last time. Raises NonFiniteLoss on all ranks at the first bad one."""
+        """Log every step since the last time. Raises NonFiniteLossError on all ranks at the first bad one."""
         if not self.parts:
             return
         others_s = self.watch.waited_s - self.waited_before
@@ -219,7 +211,7 @@ class StepLosses:
                 value = by_rank[bad[0], i].item()
                 message = f"the loss is {value} at step {step + 1} (epoch {epoch}) on {rank}, learning rate {lr:.3g}"
                 self.log(event("non_finite_loss", step + 1, message))
-                raise NonFiniteLoss(message + "; all ranks stopped there, and nothing later was saved")
+                raise NonFiniteLossError(message + "; all ranks stopped there, and nothing later was saved")
             record: Record = {
                 "kind": "train",
                 "step": step + 1,

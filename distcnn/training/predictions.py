@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distcnn.data.sources import ImageSet
-from distcnn.predictions import Predictions, write_predictions
+from distcnn.data.sources.load import ImageSet
+from distcnn.runs.predictions import Predictions, write_predictions
 from distcnn.training.evaluate import Evaluation
 
 _MISTAKES = 40

@@ -4,20 +4,20 @@ import os
 
 import torch
 
-from distcnn.config import Config
-from distcnn.data.augment import Normalize
-from distcnn.data.loader import Preprocess, ResidentLoader
+from distcnn.config.schema import Config
+from distcnn.config.settings import Settings
+from distcnn.data.augment.pipeline import Normalize
+from distcnn.data.loaders import Preprocess, ResidentLoader
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import load
+from distcnn.data.sources.load import load
+from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.distributed.world import World, world_from
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.parallel.meeting import process_group
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.parallel.world import World, world_from
-from distcnn.parse import Settings
+from distcnn.optim.optimizers import make_optimizer
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
-from distcnn.training.optim import make_optimizer
 
 
 def exchanges(world: World, config: Config) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distcnn.training.checkpoint import Checkpoints, load
+from distcnn.checkpoint.file import Checkpoints, load
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 chance = random.Random(0)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from distcnn.distributed.collectives import stack_ranks
+from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.world import World, world_from
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel.collectives import stack_ranks
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.parallel.meeting import process_group
-from distcnn.parallel.world import World, world_from
 
 
 def masters_agree(world: World) -> bool:

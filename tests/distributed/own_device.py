@@ -7,8 +7,8 @@ import os
 
 import torch
 
-import distcnn.build
-import distcnn.parallel.device
+import distcnn.distributed.device
+import distcnn.training.build
 from distcnn.__main__ import program
 
 RANK = os.environ.get("RANK", "0")
@@ -16,8 +16,8 @@ full, blind = (RANK in os.environ.get(name, "") for name in ("FULL", "BLIND"))
 device = torch.device("cuda", 0) if full else torch.device("cpu")
 
 if __name__ == "__main__":
-    distcnn.parallel.device.host_has_gpus = lambda: True
+    distcnn.distributed.device.host_has_gpus = lambda: True
     torch.cuda.is_available = lambda: not blind
     torch.cuda.mem_get_info = lambda _: (1024, 80 * 2**30)
-    distcnn.build.set_up_device = lambda *_: (device, 1)
+    distcnn.training.build.set_up_device = lambda *_: (device, 1)
     program()

@@ -15,11 +15,11 @@ import time
 
 import torch
 
-import distcnn.run
+import distcnn.training.run
 from distcnn.__main__ import program
-from distcnn.parallel import peers
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.training.checkpoint import Checkpoints
+from distcnn.checkpoint.file import Checkpoints
+from distcnn.distributed import peers
+from distcnn.distributed.watchdog import Watchdog
 
 RANK = os.environ.get("RANK", "0")
 WORDS = dict(word.partition("=")[::2] for word in os.environ["PRETEND"].split())
@@ -82,11 +82,11 @@ def watchdog(world, store, timeout_s, end, device, folder, log):
 
 if __name__ == "__main__":
     torch.cuda.Event, torch.cuda.set_device = Event, lambda _: None
-    distcnn.run.Watchdog = watchdog
+    distcnn.training.run.Watchdog = watchdog
     if "nccl" in WORDS:
         torch._C._distributed_c10d._dump_nccl_trace_json = trace
     if "saves" in WORDS:
-        distcnn.run.Checkpoints = Slow
+        distcnn.training.run.Checkpoints = Slow
     if "hidden" in WORDS:
         peers._seen = lambda _: None
     program()

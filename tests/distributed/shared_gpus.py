@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.testing._internal.distributed.fake_pg
 
-from distcnn.errors import BadInput
-from distcnn.parallel import meeting
-from distcnn.parallel.collectives import check_same, gather_objects, on_main, sum_ranks
-from distcnn.parallel.world import world_from
+from distcnn.distributed import rendezvous as meeting
+from distcnn.distributed.collectives import check_same, gather_objects, on_main, sum_ranks
+from distcnn.distributed.world import world_from
+from distcnn.errors import InputError
 
 init = dist.init_process_group
 
@@ -35,5 +35,5 @@ try:
         ranks, answer = gather_objects(world.rank), on_main(lambda: "of rank 0", "rank 0")
         total = int(sum_ranks(torch.tensor(world.rank + 1)))
         print(f"rank {world.rank}: {ranks} {answer} {total}")
-except BadInput as error:
+except InputError as error:
     print(f"rank {world.rank}: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distcnn.training.checkpoint import Checkpoints
+from distcnn.checkpoint.file import Checkpoints
 from tests.distributed.long import RARELY
 from tests.ranks import start
 from tests.records import metrics

@@ -9,8 +9,8 @@ from queue import Queue
 
 import pytest
 
-from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Stopped
-from distcnn.parallel.signals import CAUGHT, catching_signals
+from distcnn.distributed.signals import CAUGHT, catching_signals
+from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
 from tests.distributed.long import ENDLESS, RARELY
 from tests.ranks import TIMEOUT, run_ranks, start
 from tests.records import events, metrics, steps
@@ -150,7 +150,7 @@ def test_a_signal_to_the_group_leaves_the_data_workers_to_their_rank(synthetic, 
 def test_handlers_are_put_back():
     """Before `begin` a signal ends the process, after it it is noted; in the end the old handlers come back."""
     before = [signal.getsignal(number) for number in CAUGHT]
-    ends: Queue[Stopped] = Queue()
+    ends: Queue[StoppedError] = Queue()
     with catching_signals(ends.put) as stop:
         assert all(signal.getsignal(number) != old for number, old in zip(CAUGHT, before, strict=True))
         signal.raise_signal(signal.SIGUSR1)

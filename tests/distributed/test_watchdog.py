@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.parallel.world import World
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.distributed.world import World
 from tests.distributed.long import ENDLESS
 from tests.ranks import TIMEOUT, run_ranks, start, torchrun
 from tests.records import steps

@@ -25,13 +25,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from distcnn.build import Parts, make_engine, make_loader, prepare
-from distcnn.config import Config
-from distcnn.data.loader import Batch
-from distcnn.parallel.world import World
-from distcnn.parse import Settings
+from distcnn.config.schema import Config
+from distcnn.config.settings import Settings
+from distcnn.data.loaders import Batch
+from distcnn.distributed.world import World
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
+from distcnn.training.build import Parts, make_engine, make_loader, prepare
 from distcnn.training.loop import train_step
 
 TABLE = Path(__file__).parent / "operations.txt"

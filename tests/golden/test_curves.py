@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from distcnn.config import DataConfig, EvalConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, ScheduleConfig, TrainConfig
 from distcnn.models import MODELS
 from tests.golden.curves import FOLDER, NAMES, TOLERANCES, Curve, kept, run
 from tests.ranks import run_ranks

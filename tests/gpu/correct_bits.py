@@ -2,11 +2,11 @@
 
 from itertools import product
 
-from distcnn.build import prepare
-from distcnn.parallel.signals import StopRequest
-from distcnn.parallel.world import World
-from distcnn.parse import Settings as Parsed
-from distcnn.tools.measure import Steps
+from distcnn.bench.measure import Steps
+from distcnn.config.settings import Settings as Parsed
+from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.world import World
+from distcnn.training.build import prepare
 from distcnn.training.loop import train_step
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT

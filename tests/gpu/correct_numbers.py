@@ -5,10 +5,10 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from distcnn.config import OptimConfig
+from distcnn.config.schema import OptimConfig
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.training.optim import make_optimizer
+from distcnn.optim.optimizers import make_optimizer
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT
 from tests.gpu.work import SLOW, apart, base, of_data, runs, step_losses, train, train_beside

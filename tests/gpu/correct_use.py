@@ -22,10 +22,10 @@ WARNINGS = """
 import json, warnings
 with warnings.catch_warnings(record=True) as imported:
     warnings.simplefilter("always")
-    import distcnn.run
-    from distcnn.parallel.device import set_up_device
-    from distcnn.parallel.world import World
-    from distcnn.parse import Settings
+    import distcnn.training.run
+    from distcnn.distributed.device import set_up_device
+    from distcnn.distributed.world import World
+    from distcnn.config.settings import Settings
 with warnings.catch_warnings(record=True) as started:
     warnings.simplefilter("always")
     set_up_device(Settings().update({"train.device": DEVICE, "train.tf32": DEVICE == "cuda"}).check(1), World())

@@ -6,9 +6,9 @@ import sys
 import torch
 import torch.distributed as dist
 
-from distcnn.parallel.collectives import broadcast_main, check_same, gather_objects, on_main, stack_ranks, sum_ranks
-from distcnn.parallel.meeting import process_group
-from distcnn.parallel.world import world_from
+from distcnn.distributed.collectives import broadcast_main, check_same, gather_objects, on_main, stack_ranks, sum_ranks
+from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.world import world_from
 
 
 def main() -> None:

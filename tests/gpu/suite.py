@@ -310,7 +310,7 @@ def _machine() -> dict[str, Any]:
     import torch
     import torchvision
 
-    from distcnn.parallel.device import nccl_version
+    from distcnn.distributed.device import nccl_version
 
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__,

@@ -189,7 +189,7 @@ def ended_s(started: Mapping[str, tuple[Ranks, Path]], limit_s: float) -> dict[s
 
 def nccl_version(place: Place) -> tuple[int, ...]:
     """Of the library that ranks which share a GPU are given."""
-    code = "from distcnn.parallel.device import nccl_version; print(*nccl_version() or ())"
+    code = "from distcnn.distributed.device import nccl_version; print(*nccl_version() or ())"
     known = clean_environment() | environment(place, shared=True)
     done = subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -5,12 +5,12 @@ import json
 import psutil
 import pytest
 
-from distcnn.build import prepare
+from distcnn.bench.measure import PHASES, Steps, count_flops
+from distcnn.config.settings import Settings
+from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.world import World
 from distcnn.models import MODELS, build_model
-from distcnn.parallel.signals import StopRequest
-from distcnn.parallel.world import World
-from distcnn.parse import Settings
-from distcnn.tools.measure import PHASES, Steps, count_flops
+from distcnn.training.build import prepare
 from tests.benched import FLOPS, audited, steps_of
 from tests.ranks import run_ranks, run_torchrun
 

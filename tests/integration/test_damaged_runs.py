@@ -47,7 +47,7 @@ def test_reading_files_imports_no_torch(folder, command):
     outcome = run_ranks(arguments[command], program=("-X", "importtime", "-m", "distcnn"))
     assert outcome.codes == [0], outcome.err
     imported = {line.rpartition("|")[2].strip() for line in outcome.err.splitlines() if line.startswith("import time:")}
-    assert "distcnn.history" in imported
+    assert "distcnn.runs.history" in imported
     assert not {"torch", "torchvision"} & imported
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from distcnn.parse import KEYS, documented_keys
+from distcnn.config.settings import KEYS, documented_keys
 from tests.integration.effects import (
     Effect,
     Ran,

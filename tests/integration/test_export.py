@@ -10,8 +10,8 @@ import yaml
 
 import distcnn
 from distcnn.__main__ import main
+from distcnn.commands import export
 from distcnn.models import MODELS
-from distcnn.tools import export
 
 ARGS = {"resnet9": {"width": 8}}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distcnn.data.augment import Augment
-from distcnn.data.randaugment import RandAugment
+from distcnn.data.augment.pipeline import Augment
+from distcnn.data.augment.randaugment import RandAugment
 from tests.loaders import AUGMENTS, loader, same
 
 # A worker is a fork of a process that has threads, and more than a small machine's cores: neither matters here.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import distcnn
-from distcnn.errors import BadInput
-from distcnn.history import read_history
-from distcnn.predictions import load_predictions
+from distcnn.errors import InputError
 from distcnn.report.page import differing, page
+from distcnn.runs.history import read_history
+from distcnn.runs.predictions import load_predictions
 
 TINY = {
     "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 60, "image_size": 16}, "optim.lr": 0.01,
@@ -60,7 +60,7 @@ def test_a_run_that_died_and_one_without_an_evaluation_are_reported(result, tmp_
     assert "ended without a word" in text
     assert [figure["id"] for figure in shown(text)] == ["loss", "accuracy", "lr", "speed"]
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(BadInput, match="nothing is logged"):
+    with pytest.raises(InputError, match="nothing is logged"):
         page([read_history(tmp_path)])
 
 

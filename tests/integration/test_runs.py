@@ -7,7 +7,7 @@ import pytest
 
 import distcnn
 from distcnn.__main__ import main
-from distcnn.history import read_history
+from distcnn.runs.history import read_history
 from tests.ranks import start
 from tests.records import steps
 
@@ -53,7 +53,7 @@ def test_each_state_is_told_from_the_folder(folder, capsys):
     assert {name: row["state"] for name, row in found.items()} == {
         "done": "done", "done-2": "done", "failed": "failed", "preempted": "preempted", "interrupted": "interrupted", "died": "died",
     }  # fmt: skip
-    assert "NonFiniteLoss: the loss is" in found["failed"]["why"]
+    assert "NonFiniteLossError: the loss is" in found["failed"]["why"]
     assert "SIGTERM" in found["preempted"]["why"]
     assert (found["done"]["step"], found["done"]["steps"]) == (10, 10)
 
@@ -80,7 +80,7 @@ def test_the_table_shows_why(folder, capsys):
     header, line = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "state", "step", "accuracy", "best", "loss", "images/s", "updated", "why"]
     assert "failed  10 of 10" in line
-    assert "NonFiniteLoss: the loss is nan" in line
+    assert "NonFiniteLossError: the loss is nan" in line
 
 
 def test_bad_requests_are_told_all_at_once(tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcnn.parse import KEYS, SECTIONS
+from distcnn.config.settings import KEYS, SECTIONS
 from docs.hooks import graph, levels
 from tests.ranks import clean_environment
 
@@ -130,7 +130,7 @@ def test_imports_run_one_way():
 
 def test_the_examples_of_distcnn_slurm_divide(monkeypatch, capsys):
     from distcnn.__main__ import EPILOG, main
-    from distcnn.tools import slurm
+    from distcnn.commands import slurm
 
     monkeypatch.chdir(ROOT)
     examples = re.findall(r"^  distcnn (slurm configs/(?:[^ \n]| (?! ))+)", EPILOG + slurm.EPILOG, re.MULTILINE)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from distcnn.tools.doctor_network import chosen_pairs, link_findings, slow_links
+from distcnn.doctor.network import chosen_pairs, link_findings, slow_links
 from tests.hosts import run_on_hosts
 from tests.needs import require
 from tests.ranks import bare, free_port, run_ranks, run_torchrun, start

@@ -14,8 +14,8 @@ PRETEND = """
 import json, os, socket, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from distcnn.tools import doctor_gpus
-from distcnn.tools.doctor_gpus import Gpu
+from distcnn.doctor import gpus as doctor_gpus
+from distcnn.doctor.gpus import Gpu
 from distcnn.__main__ import program
 def own_gpu(world, host):
     name = json.loads(os.environ["GPUS"])[world.rank]
@@ -97,7 +97,7 @@ def test_where_nccl_fails_on_one_rank_the_others_do_not_wait_for_ever(tmp_path):
 
 
 STOPS_LATER = """
-from distcnn.tools import doctor_network
+from distcnn.doctor import network as doctor_network
 doctor_gpus.connected = lambda gpu: (torch.device("cpu"), dist.new_group(backend="gloo"))
 real = dist.all_reduce
 def all_reduce(data, group=None):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distcnn.training.checkpoint import Checkpoints, load
+from distcnn.checkpoint.file import Checkpoints, load
 from tests.needs import require
 from tests.ranks import TIMEOUT, Ranks, clean_environment, run_ranks, torchrun
 from tests.records import events, metrics

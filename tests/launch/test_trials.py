@@ -6,8 +6,8 @@ import signal
 import numpy as np
 import pytest
 
-from distcnn.tools.trial_statistics import paired, summary
-from distcnn.tools.trials import added_up
+from distcnn.commands.trials import added_up
+from distcnn.trials.statistics import paired, summary
 from tests.ranks import run_ranks, start
 from tests.records import losses, metrics, steps
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import distcnn
-from distcnn import run, trained
-from distcnn.data import sources
-from distcnn.data.sources import ImageSet
-from distcnn.errors import BadInput
+from distcnn.data.sources import load as sources
+from distcnn.data.sources.load import ImageSet
+from distcnn.errors import InputError
+from distcnn.inference import model as trained
+from distcnn.training import run
 
 SMALL = {
     "data": {"source": "synthetic", "synthetic_train": 200, "synthetic_test": 101, "image_size": 16},
@@ -66,18 +67,18 @@ def test_bad_models_are_bad_input(tmp_path, result):
     empty.mkdir()
     junk.write_bytes(b"junk")
     for path in (nowhere, empty, junk):
-        with pytest.raises(BadInput, match=path.name):
+        with pytest.raises(InputError, match=path.name):
             distcnn.load_model(path)
     weights = tmp_path / "foreign.safetensors"
     from safetensors.torch import save_file
 
     save_file({"w": torch.zeros(1)}, weights)
-    with pytest.raises(BadInput, match="weights only"):
+    with pytest.raises(InputError, match="weights only"):
         distcnn.load_model(weights)
     save_file({"w": torch.zeros(1)}, weights, {"distcnn": json.dumps({"model": {}})})
-    with pytest.raises(BadInput, match="Field required"):
+    with pytest.raises(InputError, match="Field required"):
         distcnn.load_model(weights)
-    with pytest.raises(BadInput, match=r"train\.devise .overrides.: unknown key"):
+    with pytest.raises(InputError, match=r"train\.devise .overrides.: unknown key"):
         distcnn.load_model(result.folder, {"train.devise": "cpu"})
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as V
 
-from distcnn.data.augment import Augment, Normalize, statistics
+from distcnn.data.augment.pipeline import Augment, Normalize, statistics
 from distcnn.data.keyed import keyed, uniform
 
 HEIGHT, WIDTH = 9, 7  # not square: a mixed-up axis shows

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from distcnn.config import TrainConfig
-from distcnn.errors import BadInput
+from distcnn.config.schema import TrainConfig
+from distcnn.errors import InputError
 from distcnn.training.averaging import Averages
 
 
@@ -64,5 +64,5 @@ def test_without_either_nothing_is_kept():
 @pytest.mark.parametrize("wrong", [{"ema": [torch.zeros(3)], "slow": []}, {"ema": [1, 2, 3, 4, 5], "slow": []}])
 def test_averages_of_another_network_are_refused(wrong):
     averages = Averages(model_of(1.0), TrainConfig(ema=0.5))
-    with pytest.raises(BadInput, match="averages that do not fit"):
+    with pytest.raises(InputError, match="averages that do not fit"):
         averages.load_state_dict(wrong)

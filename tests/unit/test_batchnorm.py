@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distcnn.errors import BadInput
+from distcnn.errors import InputError
 from distcnn.training.batchnorm import RunningStatistics
 
 
@@ -134,7 +134,7 @@ def test_close_gives_the_momenta_back_and_ends_it():
 
 
 def test_momentum_none_is_refused_when_accumulating():
-    with pytest.raises(BadInput, match="momentum=None"):
+    with pytest.raises(InputError, match="momentum=None"):
         RunningStatistics(network(momentum=None), micro_batches_per_step=2)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import Permute
 
-from distcnn.tools.measure import PHASES, Stopwatch, alternate, count_flops, gemm_peak, micro_batch_sizes, rates
+from distcnn.bench.measure import PHASES, Stopwatch, alternate, count_flops, gemm_peak, micro_batch_sizes, rates
 from tests.benched import CPU, FLOPS, audited, steps_of
 
 
@@ -39,7 +39,7 @@ def test_every_counted_step_has_its_phases_and_the_loader_and_the_fixed_batch_ta
 
 def test_a_stopwatch_gives_each_phase_its_time(monkeypatch):
     clock = iter([0, 1, 3, 6, 7, 10, 11, 12, 14])
-    monkeypatch.setattr("distcnn.tools.measure.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("distcnn.bench.measure.time.perf_counter", lambda: float(next(clock)))
     watch = Stopwatch(CPU)
     for phase in ("data", "forward", "data", "agreement", "data", "backward", "optimizer", "agreement"):
         watch.enter(phase)
@@ -57,7 +57,7 @@ def test_rates_are_images_over_whole_steps():
 
 def test_the_peak_is_that_of_the_best_product(monkeypatch):
     clock = iter([0.0, 0, 9, 13, 13, 15, 15])  # begun; start of a warm-up; start and end of two more; the time so far
-    monkeypatch.setattr("distcnn.tools.measure.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("distcnn.bench.measure.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch, "mm", lambda a, b, out: out)
     assert gemm_peak(CPU, torch.float32, repeats=2, seconds=100) == 2 * 2048**3 / 2
 

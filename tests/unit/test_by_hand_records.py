@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from distcnn.errors import NonFiniteLoss
+from distcnn.errors import NonFiniteLossError
 from distcnn.training import loop
 from tests import by_hand
 from tests.records import metrics
@@ -67,7 +67,7 @@ def test_records_bear_the_epoch_that_they_belong_to(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(tmp_path):
-    with pytest.raises(NonFiniteLoss, match="at step 2 "):
+    with pytest.raises(NonFiniteLossError, match="at step 2 "):
         by_hand.train(tmp_path, {"optim.lr": 1e38, "tracking.log_every": 1})
     (folder,) = (path.parent for path in tmp_path.glob("*/metrics.jsonl"))
     assert [line["step"] for line in metrics(folder, "train")] == [1]

@@ -9,9 +9,9 @@ import zipfile
 import pytest
 import torch
 
-from distcnn.errors import BadInput
+from distcnn.checkpoint.file import Checkpoints, _seal, is_whole, load
+from distcnn.errors import InputError
 from distcnn.files import whole_file
-from distcnn.training.checkpoint import Checkpoints, _seal, is_whole, load
 
 
 def state(step=0):
@@ -109,7 +109,7 @@ def test_any_damage_inside_a_record_is_found(tmp_path):
         flip(bad, position, 1 << rng.randrange(8))
         assert not is_whole(bad), position
         assert checkpoints.newest_whole() == (good, [bad])
-    with pytest.raises(BadInput, match=r"step-00000002\.pt: damaged"):
+    with pytest.raises(InputError, match=r"step-00000002\.pt: damaged"):
         load(bad)
 
 
@@ -190,7 +190,7 @@ def test_a_foreign_file_is_refused_and_its_code_not_run(tmp_path, how):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(BadInput, match=r"foreign\.pt: .*not a checkpoint"):
+    with pytest.raises(InputError, match=r"foreign\.pt: .*not a checkpoint"):
         load(path)
     assert not trace.exists()
 
@@ -198,19 +198,19 @@ def test_a_foreign_file_is_refused_and_its_code_not_run(tmp_path, how):
 @pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)])
 def test_harmless_files_of_others_are_refused_too(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(BadInput, match=r"other\.pt: .*not a checkpoint"):
+    with pytest.raises(InputError, match=r"other\.pt: .*not a checkpoint"):
         load(tmp_path / "other.pt")
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = Checkpoints(tmp_path).save({"format": 99}, 1, best=False)
-    with pytest.raises(BadInput, match=r"format 1 \(found 99\)"):
+    with pytest.raises(InputError, match=r"format 1 \(found 99\)"):
         load(path)
 
 
 def test_a_missing_file_or_a_folder(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(BadInput, match=rf"{path.name}: no such checkpoint"):
+        with pytest.raises(InputError, match=rf"{path.name}: no such checkpoint"):
             load(path)
 
 
@@ -235,7 +235,7 @@ class Grows:
 def test_a_small_file_cannot_become_large_in_memory(tmp_path, content, reason):
     path = Checkpoints(tmp_path).save(content, 1, best=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BadInput, match=reason):
+    with pytest.raises(InputError, match=reason):
         load(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
@@ -249,7 +249,7 @@ def test_compressed_records_are_refused(tmp_path):
             archive.writestr(name, data)
     _seal(path)
     assert is_whole(path)
-    with pytest.raises(BadInput, match="compressed"):
+    with pytest.raises(InputError, match="compressed"):
         load(path)
 
 

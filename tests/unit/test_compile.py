@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from distcnn.build import place
-from distcnn.config import Config, ModelConfig, TrainConfig
+from distcnn.config.schema import Config, ModelConfig, TrainConfig
+from distcnn.training.build import place
 
 
 @pytest.fixture

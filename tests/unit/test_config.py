@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from distcnn.config import (
+from distcnn.config.rules import conflicts
+from distcnn.config.schema import (
     Config,
     DataConfig,
     ModelConfig,
@@ -13,10 +14,18 @@ from distcnn.config import (
     TrainConfig,
     parse_duration,
 )
-from distcnn.conflicts import conflicts
-from distcnn.errors import BadInput
+from distcnn.config.settings import (
+    KEYS,
+    SECTIONS,
+    Settings,
+    documented_keys,
+    saved_settings,
+    to_dict,
+    to_yaml,
+    value_at,
+)
+from distcnn.errors import InputError
 from distcnn.models import MODELS
-from distcnn.parse import KEYS, SECTIONS, Settings, documented_keys, saved_settings, to_dict, to_yaml, value_at
 
 
 def found(world_size=1, **sections):
@@ -133,7 +142,7 @@ def test_the_key_names_every_built_in_model():
 def test_a_saved_setting_names_its_file():
     tree = to_dict(Config())
     tree["train"]["batch_size"] = 0
-    with pytest.raises(BadInput, match=r"^train\.batch_size = 0 \(step-00000001\.pt\): .*$"):
+    with pytest.raises(InputError, match=r"^train\.batch_size = 0 \(step-00000001\.pt\): .*$"):
         saved_settings(tree, "step-00000001.pt").check(1)
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distcnn.build import prepare
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst
-from distcnn.data.loader import Preprocess
-from distcnn.data.mix import Mix
+from distcnn.config.settings import Settings
+from distcnn.data.augment.mix import Mix
+from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst
+from distcnn.data.loaders import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
+from distcnn.distributed.world import World
 from distcnn.models import build_model
-from distcnn.parallel.world import World
-from distcnn.parse import Settings
-from distcnn.training.optim import make_optimizer
+from distcnn.optim.optimizers import make_optimizer
+from distcnn.training.build import prepare
 from tests.golden import curves
 from tests.golden.operations import CONFIGS, PHASES, RECIPES, kept, release, steps
 from tests.pretended_cuda import CUDA, backward, on_cuda, pretended_cuda

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distcnn.config import Config, TrainConfig
-from distcnn.errors import first_line
-from distcnn.parallel import device as devices
-from distcnn.parallel.device import (
+from distcnn.config.schema import Config, TrainConfig
+from distcnn.distributed import device as devices
+from distcnn.distributed.device import (
     backend_of,
     device_problems,
     gpu_identity,
@@ -20,8 +19,9 @@ from distcnn.parallel.device import (
     set_up_device,
     slow_precision,
 )
-from distcnn.parallel.meeting import shared_gpus
-from distcnn.parallel.world import World, world_from
+from distcnn.distributed.rendezvous import shared_gpus
+from distcnn.distributed.world import World, world_from
+from distcnn.errors import first_line
 
 STEP = {"SLURM_STEP_NODELIST": "node1", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}  # fmt: skip

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from distcnn.parallel import device_clock
-from distcnn.parallel.device_clock import DeviceClock, DevicePlace
+from distcnn.distributed import device_clock
+from distcnn.distributed.device_clock import DeviceClock, DevicePlace
 from tests.unit.pretend_events import Device
 
 

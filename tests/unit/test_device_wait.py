@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from distcnn.parallel.device_wait import wait_for, wait_for_device
+from distcnn.distributed.device_wait import wait_for, wait_for_device
 from distcnn.training.evaluate import WholeSet, evaluate
 from tests.unit.pretend_events import Device
 

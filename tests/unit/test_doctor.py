@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distcnn.parallel.world import World
-from distcnn.tools import doctor_local, doctor_network
-from distcnn.tools.doctor_gpus import Gpu, gpu_findings, last_words, own_gpu, usable
-from distcnn.tools.doctor_network import CUDA_SIZES, MESSAGE, Way, all_reduces, message_size, slow_links
+from distcnn.distributed.world import World
+from distcnn.doctor import local as doctor_local
+from distcnn.doctor import network as doctor_network
+from distcnn.doctor.gpus import Gpu, gpu_findings, last_words, own_gpu, usable
+from distcnn.doctor.network import CUDA_SIZES, MESSAGE, Way, all_reduces, message_size, slow_links
 
 MIB = 1 << 20
 

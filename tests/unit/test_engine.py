@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.config import OptimConfig
+from distcnn.config.schema import OptimConfig
+from distcnn.engine.base import bf16_copy
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel.engine import bf16_copy
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.training.optim import make_optimizer
+from distcnn.optim.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distcnn.config.settings import Settings
+from distcnn.engine import accelerate as engine_accelerate
+from distcnn.engine.accelerate import AccelerateEngine, compiles, defaults, problems
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel import engine_accelerate
-from distcnn.parallel.engine_accelerate import AccelerateEngine, compiles, defaults, problems
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.parse import Settings
 
 MIXED, DYNAMO, CPU = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU"
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from distcnn.parallel import flight_recorder as recorder
+from distcnn.distributed import flight_recorder as recorder
 
 
 def dump(*entries, group="0"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcnn.config import DataConfig
-from distcnn.data import folder
-from distcnn.data.folder import decode, load_folder, stratified_split
-from distcnn.errors import BadInput
+from distcnn.config.schema import DataConfig
+from distcnn.data.sources import folder
+from distcnn.data.sources.folder import decode, load_folder, stratified_split
+from distcnn.errors import InputError
 
 RED, GREEN = (200, 40, 80), (10, 180, 30)
 
@@ -35,7 +35,7 @@ def config(tree, **options):
 
 
 def refused(tree, split="train", **options):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         load_folder(config(tree, **options), split)
     return caught.value.problems
 

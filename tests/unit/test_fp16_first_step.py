@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from distcnn.config import OptimConfig
-from distcnn.training.optim import make_optimizer
+from distcnn.config.schema import OptimConfig
+from distcnn.optim.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

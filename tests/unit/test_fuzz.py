@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distcnn.build import prepare
-from distcnn.config import Config, DataConfig, ModelConfig
-from distcnn.data.folder import load_folder
-from distcnn.errors import BadInput
+from distcnn.checkpoint.file import Checkpoints, _seal
+from distcnn.checkpoint.resume import load_run, load_weights
+from distcnn.config.schema import Config, DataConfig, ModelConfig
+from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml
+from distcnn.data.sources.folder import load_folder
+from distcnn.distributed.world import World
+from distcnn.errors import InputError
 from distcnn.models.simple import SimpleCNN
-from distcnn.parallel.world import World
-from distcnn.parse import Settings, saved_settings, to_dict, to_yaml
-from distcnn.run import _described
 from distcnn.tracking.jsonl import JsonlTracker
-from distcnn.training.checkpoint import Checkpoints, _seal
-from distcnn.training.folder import load_run, load_weights
+from distcnn.training.build import prepare
+from distcnn.training.run import _described
 
 EXAMPLES = int(os.environ.get("DISTCNN_FUZZ", "60"))
 fuzz = settings(
@@ -59,7 +59,7 @@ def said(call) -> str:
     """The one clear error; "" if all went well."""
     try:
         call()
-    except BadInput as error:
+    except InputError as error:
         return str(error)
     return ""
 
@@ -173,13 +173,13 @@ def test_a_short_config_cannot_become_large(home):
     ]
     path = home / "laughs.yaml"
     path.write_text("\n".join(lines))
-    with pytest.raises(BadInput, match="aliases"):
+    with pytest.raises(InputError, match="aliases"):
         Settings().read_yaml(path)
 
 
 def test_deep_nesting_is_an_error(home):
     path = home / "deep.yaml"
     path.write_text("data: " + "[" * 50_000)
-    with pytest.raises(BadInput, match="nested more than 20 levels"):
+    with pytest.raises(InputError, match="nested more than 20 levels"):
         Settings().read_yaml(path)
     shutil.rmtree(home / "good", ignore_errors=True)

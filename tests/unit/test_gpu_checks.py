@@ -5,9 +5,9 @@ import re
 import pytest
 
 from benchmarks.gpu.rates import covered
-from distcnn.parallel.device_clock import DevicePlace
-from distcnn.parallel.flight_recorder import first_unmatched
-from distcnn.parallel.watchdog import Beat
+from distcnn.distributed.device_clock import DevicePlace
+from distcnn.distributed.flight_recorder import first_unmatched
+from distcnn.distributed.watchdog import Beat
 from tests.gpu.ranks_faults import SPUN, UNENDED
 
 

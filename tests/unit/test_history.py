@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distcnn import history
 from distcnn.__main__ import main
-from distcnn.config import CheckpointConfig, Config
-from distcnn.data.augment import Normalize
-from distcnn.errors import BadInput
-from distcnn.history import read_history
-from distcnn.predictions import Predictions, load_predictions, write_predictions
-from distcnn.records import parse_record
+from distcnn.checkpoint.resume import make_folder
+from distcnn.commands import runs
+from distcnn.config.schema import CheckpointConfig, Config
+from distcnn.data.augment.pipeline import Normalize
+from distcnn.errors import InputError
+from distcnn.inference.card import card
 from distcnn.report.page import page
-from distcnn.tools import runs
-from distcnn.tools.card import card
-from distcnn.training.folder import make_folder
+from distcnn.runs import history
+from distcnn.runs.history import read_history
+from distcnn.runs.predictions import Predictions, load_predictions, write_predictions
+from distcnn.runs.records import parse_record
 from tests.written_runs import CONFIG, DONE, EVAL, RECORDS, START, TRAIN, lines, make, replaced
 
 DAMAGED_CONFIGS = {
@@ -155,7 +155,7 @@ def test_what_is_no_run_is_no_row(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "link").symlink_to("gone")
     assert [*rows(capsys, tmp_path)] == ["run"]
-    with pytest.raises(BadInput, match="it holds no"):
+    with pytest.raises(InputError, match="it holds no"):
         read_history(tmp_path / "other")
 
 
@@ -263,7 +263,7 @@ def test_predictions_are_not_unpacked_to_any_size(tmp_path):
     path = tmp_path / "predictions.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.npy", bytes(10**6))
-    with pytest.raises(BadInput, match="compressed"):
+    with pytest.raises(InputError, match="compressed"):
         load_predictions(path)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from distcnn.config import Config, TrainConfig
+from distcnn.config.plan import make_plan
+from distcnn.config.schema import Config, TrainConfig
 from distcnn.training.host_bound import HostBound
-from distcnn.training.plan import make_plan
 from tests import by_hand
 from tests.records import metrics
 

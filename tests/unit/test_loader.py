@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment import Augment, SmallAtFirst
+from distcnn.data.augment.pipeline import Augment, SmallAtFirst
+from distcnn.data.augment.randaugment import RandAugment
 from distcnn.data.keyed import keyed
-from distcnn.data.loader import EvaluationLoader, Preprocess, _copied, check_resident, resident_bytes
-from distcnn.data.randaugment import RandAugment
-from distcnn.errors import BadDevice
-from distcnn.parallel.world import World
+from distcnn.data.loaders import EvaluationLoader, Preprocess, _copied, check_resident, resident_bytes
+from distcnn.distributed.world import World
+from distcnn.errors import DeviceError
 from tests.loaders import AUGMENTS, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, data, loader, same
 
 
@@ -256,7 +256,7 @@ def test_resident_images_that_would_fill_the_gpu_are_bad_input(monkeypatch):
     check_resident(data(), GPU, World(1, 2, 1, 2))
     gpu_memory(monkeypatch, 6933)
     with pytest.raises(
-        BadDevice,
+        DeviceError,
         match=r"^rank 1 on .*: data\.loader = resident: .* need 5\.1 KiB .* 6\.8 KiB are free there.* set data\.loader streaming",
     ):
         check_resident(data(), GPU, World(1, 2, 1, 2))

@@ -11,9 +11,9 @@ from torch import nn
 
 import distcnn
 from distcnn.__main__ import _lost_contact, _speak_once
-from distcnn.errors import BadInput, DistcnnError, OutOfMemoryError
-from distcnn.parallel import meeting, memory
-from distcnn.parallel.memory import (
+from distcnn.distributed import memory
+from distcnn.distributed import rendezvous as meeting
+from distcnn.distributed.memory import (
     evaluation_cures,
     explain_out_of_memory,
     first_out_of_memory_of_all_ranks,
@@ -23,7 +23,8 @@ from distcnn.parallel.memory import (
     resident_problem,
     training_cures,
 )
-from distcnn.parallel.world import World
+from distcnn.distributed.world import World
+from distcnn.errors import DistcnnError, InputError, OutOfMemoryError
 from tests.records import metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -191,7 +192,7 @@ def test_what_is_no_lack_of_memory_passes():
     def never():
         raise AssertionError("nobody asks for cures")
 
-    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), BadInput("y")):
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), InputError("y")):
         with pytest.raises(type(error)) as raised, explain_out_of_memory(CPU, never):
             raise error
         assert raised.value is error
@@ -277,13 +278,13 @@ def test_evaluate_predict_and_load_say_it_too(tmp_path, monkeypatch):
     def lack_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
-    monkeypatch.setattr("distcnn.run.evaluate", lack_memory)
+    monkeypatch.setattr("distcnn.training.evaluate.evaluate", lack_memory)
     with pytest.raises(OutOfMemoryError, match=r"it was evaluating, eval\.batch_size is "):
         distcnn.evaluate(result.folder)
     monkeypatch.setattr(predictor.trained.model, "forward", lack_memory)
     with pytest.raises(OutOfMemoryError, match="predicting 6 images at once: --batch-size 3"):
         predictor.probabilities(images)
-    for home in ("build", "trained"):
+    for home in ("training.build", "inference.model"):
         monkeypatch.setattr(f"distcnn.{home}.place", lack_memory)
     with pytest.raises(OutOfMemoryError, match=r"train\.device cpu"):
         distcnn.load_model(result.folder)
@@ -294,19 +295,21 @@ def test_evaluate_predict_and_load_say_it_too(tmp_path, monkeypatch):
 
 def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_path, monkeypatch):
     """The GPU is a pretence: nothing is to be asked of it before its memory."""
-    monkeypatch.setattr("distcnn.build.set_up_device", lambda *_: (GPU, 1))
+    monkeypatch.setattr("distcnn.training.build.set_up_device", lambda *_: (GPU, 1))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000, 80 * GIB) if device == GPU else 0)
 
     def too_late(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("distcnn.run.process_group", too_late)
+    monkeypatch.setattr("distcnn.training.run.process_group", too_late)
     overrides = {"output_dir": str(tmp_path), "name": "run"}
-    with pytest.raises(BadInput, match=r"need 18\.8 KiB .* 19\.5 KiB are free there.* set data\.loader streaming"):
+    with pytest.raises(InputError, match=r"need 18\.8 KiB .* 19\.5 KiB are free there.* set data\.loader streaming"):
         distcnn.train(RUN, overrides)
     assert list(tmp_path.iterdir()) == []
     # Streamed, it goes on, to what needs the GPU.
-    monkeypatch.setattr("distcnn.build.models.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built")))
+    monkeypatch.setattr(
+        "distcnn.training.build.models.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built"))
+    )
     with pytest.raises(LookupError, match="built"):
         distcnn.train(RUN, overrides | {"data.loader": "streaming"})
 
@@ -327,13 +330,13 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
 @pytest.mark.parametrize(
     ("place", "cure"),
     [
-        ("distcnn.build.make_optimizer", "who else uses it"),
-        ("distcnn.run.make_engine", "train.micro_batch is 48"),
-        ("distcnn.run.make_loader", "train.micro_batch is 48"),
-        ("distcnn.run.EvaluationLoader", "train.micro_batch is 48"),
-        ("distcnn.run.Averages", "train.micro_batch is 48"),
-        ("distcnn.parallel.engine.Engine.load_state_dict", "train.micro_batch is 48"),
-        ("distcnn.run.Averages.load_state_dict", "train.micro_batch is 48"),
+        ("distcnn.training.build.make_optimizer", "who else uses it"),
+        ("distcnn.training.run.make_engine", "train.micro_batch is 48"),
+        ("distcnn.training.run.make_loader", "train.micro_batch is 48"),
+        ("distcnn.training.run.EvaluationLoader", "train.micro_batch is 48"),
+        ("distcnn.training.run.Averages", "train.micro_batch is 48"),
+        ("distcnn.engine.base.Engine.load_state_dict", "train.micro_batch is 48"),
+        ("distcnn.training.run.Averages.load_state_dict", "train.micro_batch is 48"),
     ],
 )
 def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
@@ -350,7 +353,10 @@ def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, p
 
 @pytest.mark.parametrize(
     ("place", "cure"),
-    [("distcnn.run.EvaluationLoader", "eval.batch_size is "), ("distcnn.trained.Averages", "train.device cpu")],
+    [
+        ("distcnn.inference.evaluate.EvaluationLoader", "eval.batch_size is "),
+        ("distcnn.inference.model.Averages", "train.device cpu"),
+    ],
 )
 def test_wherever_an_evaluation_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
     result = distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "run"})

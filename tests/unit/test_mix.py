@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment import Augment
+from distcnn.data.augment.mix import Mix
+from distcnn.data.augment.pipeline import Augment
 from distcnn.data.keyed import beta, keyed
-from distcnn.data.mix import Mix
 
 N, HEIGHT, WIDTH, CLASSES = 6, 8, 5, 4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distcnn.errors import BadInput
+from distcnn.errors import InputError
 from distcnn.models import MODELS, build_model, forward_flops, problems
 
 
@@ -15,7 +15,7 @@ def parameters(model):
 
 
 def refused(*arguments):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         build_model(*arguments)
     (problem,) = caught.value.problems
     return problem
@@ -99,7 +99,7 @@ def test_a_second_smaller_size(name):
 
 
 def test_a_network_of_one_size_refuses_the_smaller_one():
-    with pytest.raises(BadInput, match=r"data\.small_sizes, 24: model\.name = simple_cnn: cannot .*24×24.*resnet9$"):
+    with pytest.raises(InputError, match=r"data\.small_sizes, 24: model\.name = simple_cnn: cannot .*24×24.*resnet9$"):
         build_model("simple_cnn", 10, 32, small_sizes=[24])
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from distcnn.config import OptimConfig
-from distcnn.errors import BadInput
+from distcnn.config.schema import OptimConfig
+from distcnn.errors import InputError
 from distcnn.models import build_model
-from distcnn.training.muon import Muon, orthogonalized
-from distcnn.training.optim import make_optimizer, set_rate
+from distcnn.optim.muon import Muon, orthogonalized
+from distcnn.optim.optimizers import make_optimizer, set_rate
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (8, 8)])
@@ -119,5 +119,5 @@ def test_a_scale_per_channel_is_no_filter_and_filters_of_zeros_stay_finite():
 
 
 def test_a_heads_rate_needs_a_head():
-    with pytest.raises(BadInput, match=r"optim\.head_lr: the network has no linear layer"):
+    with pytest.raises(InputError, match=r"optim\.head_lr: the network has no linear layer"):
         make_optimizer(nn.Conv2d(3, 4, 1), OptimConfig(head_lr=0.1), 0.1)

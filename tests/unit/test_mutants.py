@@ -14,7 +14,7 @@ def test_every_fault_has_its_line():
 
 
 def test_a_fault_whose_line_has_gone_is_named():
-    assert "0 times" in problems([Mutant("run.py", "nothing", "no such text", "")])[0]
+    assert "0 times" in problems([Mutant("errors.py", "nothing", "no such text", "")])[0]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: f"{one.file}-{one.fault}"[:60])

@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distcnn.config import OptimConfig
-from distcnn.data.augment import Augment, Normalize, SmallAtFirst
-from distcnn.data.loader import Preprocess, ResidentLoader, StreamingLoader
-from distcnn.data.mix import Mix
+from distcnn.config.schema import OptimConfig
+from distcnn.data.augment.mix import Mix
+from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst
+from distcnn.data.loaders import Preprocess, ResidentLoader, StreamingLoader
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import ImageSet
+from distcnn.data.sources.load import ImageSet
+from distcnn.distributed.watchdog import Watchdog
+from distcnn.distributed.world import World
+from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
-from distcnn.parallel.engine_ddp import DDPEngine
-from distcnn.parallel.watchdog import Watchdog
-from distcnn.parallel.world import World
+from distcnn.optim.optimizers import make_optimizer
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step
-from distcnn.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 # Operations whose result, or its shape, the host needs; lift_fresh makes a tensor from numbers of the host.

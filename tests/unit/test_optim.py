@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distcnn.config import OptimConfig
+from distcnn.config.schema import OptimConfig
 from distcnn.models import build_model
-from distcnn.training.optim import make_optimizer, parameter_groups
+from distcnn.optim.optimizers import make_optimizer, parameter_groups
 from tests import by_hand
 
 

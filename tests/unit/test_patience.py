@@ -5,7 +5,7 @@ from threading import Event
 
 import pytest
 
-from distcnn.parallel.patience import patiently
+from distcnn.distributed.patience import patiently
 
 
 def test_patience_begins_anew_with_each_sign_of_life():

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from distcnn.parallel.peers import Identity, Peers
-from distcnn.parallel.world import World
+from distcnn.distributed.peers import Identity, Peers
+from distcnn.distributed.world import World
 
 GONE = "rank 1 of 3 on b, process 11, has gone: its process has ended"
 

@@ -7,10 +7,19 @@ from itertools import pairwise
 import pytest
 import torch
 
-from distcnn.config import CheckpointConfig, Config, EvalConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.config.plan import make_plan, scaled_lr, to_steps
+from distcnn.config.schema import (
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.errors import BadInput
-from distcnn.training.plan import Schedule, make_plan, scaled_lr, to_steps
+from distcnn.errors import InputError
+from distcnn.optim.schedules import Schedule
 
 
 def plan_of(config, images=1000, world=1):
@@ -58,7 +67,7 @@ def test_steps_of_a_plan():
 
 def test_an_epoch_without_a_full_batch():
     assert plan_of(Config(train=TrainConfig(batch_size=1001))).steps_per_epoch == 1
-    with pytest.raises(BadInput, match=r"train\.drop_last.*1001.*1000 training images"):
+    with pytest.raises(InputError, match=r"train\.drop_last.*1001.*1000 training images"):
         plan_of(Config(train=TrainConfig(batch_size=1001, drop_last=True)))
 
 
@@ -147,7 +156,7 @@ def test_onecycle_ends_and_flanks():
 @pytest.mark.parametrize("name", ["constant", "cosine"])
 def test_a_warm_up_as_long_as_the_training(name):
     assert len(rates(10, name=name, warmup="9step")) == 10
-    with pytest.raises(BadInput, match=r"schedule\.warmup = 10step, train\.duration = 10step"):
+    with pytest.raises(InputError, match=r"schedule\.warmup = 10step, train\.duration = 10step"):
         rates(10, name=name, warmup="10step")
 
 
@@ -170,7 +179,7 @@ def test_under_sync_batchnorm_all_ranks_compute_equally_often(world, micro, accu
         if alike:
             plan_of(config, images, world)
             continue
-        with pytest.raises(BadInput, match="cannot share evenly") as error:
+        with pytest.raises(InputError, match="cannot share evenly") as error:
             plan_of(config, images, world)
         dropped = replace(config, train=replace(train, drop_last=True))
         plan_of(dropped, images, world)
@@ -183,5 +192,5 @@ def test_under_sync_batchnorm_all_ranks_compute_equally_often(world, micro, accu
 def test_without_sync_batchnorm_any_last_batch_will_do():
     plan_of(Config(train=TrainConfig(batch_size=128, micro_batch=32)), 50_000, 2)
     train = TrainConfig(batch_size=128, micro_batch=32, device="cuda")
-    with pytest.raises(BadInput, match="of 80 images, makes 3 micro-batches, which 2 ranks"):
+    with pytest.raises(InputError, match="of 80 images, makes 3 micro-batches, which 2 ranks"):
         plan_of(Config(train=train, model=ModelConfig(sync_batchnorm=True)), 50_000, 2)

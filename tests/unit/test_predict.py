@@ -8,7 +8,7 @@ from PIL import Image
 
 import distcnn
 from distcnn.__main__ import main
-from distcnn.tools.predict import found_images
+from distcnn.commands.predict import found_images
 from tests.photos import train_model, write_photos
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from distcnn.data.augment.randaugment import OPERATIONS, STRONGEST, RandAugment, apply
 from distcnn.data.keyed import keyed
-from distcnn.data.randaugment import OPERATIONS, STRONGEST, RandAugment, apply
 
 KEY = keyed(3, 1)
 

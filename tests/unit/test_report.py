@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from distcnn.predictions import Predictions
 from distcnn.report import figures
 from distcnn.report.page import HERE, _per_class
+from distcnn.runs.predictions import Predictions
 
 
 def test_precision_recall_and_f1_are_those_of_scikit_learn():

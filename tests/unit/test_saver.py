@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from distcnn.training.checkpoint import Checkpoints, load
-from distcnn.training.saver import Saver, Snapshot, pinned_like
+from distcnn.checkpoint.file import Checkpoints, load
+from distcnn.checkpoint.writer import Saver, Snapshot, pinned_like
 
 
 class Slow(Checkpoints):
@@ -86,7 +86,7 @@ def test_too_short_a_grace_is_said_once(tmp_path, grace, said):
 
 def test_minutes_are_counted_from_the_last_save(tmp_path, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("distcnn.training.saver.time.monotonic", lambda: now)
+    monkeypatch.setattr("distcnn.checkpoint.writer.time.monotonic", lambda: now)
     saver = Saver(Checkpoints(tmp_path), report=lambda _: None, minutes=2)
     now += 119
     assert not saver.due()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distcnn.__main__ import main
-from distcnn.tools.sbatch import Job, script
+from distcnn.slurm.sbatch import Job, script
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {

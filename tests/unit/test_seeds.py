@@ -5,13 +5,13 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from distcnn.build import prepare
-from distcnn.config import Config, DataConfig, TrainConfig
-from distcnn.data.augment import Augment, Normalize
-from distcnn.data.loader import Preprocess, ResidentLoader
+from distcnn.config.schema import Config, DataConfig, TrainConfig
+from distcnn.data.augment.pipeline import Augment, Normalize
+from distcnn.data.loaders import Preprocess, ResidentLoader
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources import ImageSet
-from distcnn.parallel.world import World
+from distcnn.data.sources.load import ImageSet
+from distcnn.distributed.world import World
+from distcnn.training.build import prepare
 
 IMAGES = 32
 PAIRS = [(seed, epoch) for seed in range(50) for epoch in range(50)]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from distcnn.config import DataConfig
-from distcnn.data.sources import load, problems
-from distcnn.errors import BadInput
+from distcnn.config.schema import DataConfig
+from distcnn.data.sources.load import load, problems
+from distcnn.errors import InputError
 
 SYNTHETIC = {
     "source": "synthetic",
@@ -80,7 +80,7 @@ def test_a_subset_is_fixed_and_of_the_whole(split):
 
 @pytest.mark.parametrize(("split", "size"), [("train", 1100), ("test", 90)])
 def test_a_subset_larger_than_the_whole_is_refused(split, size):
-    with pytest.raises(BadInput, match=f"max_{split} = {size + 1}.*{size} {split}"):
+    with pytest.raises(InputError, match=f"max_{split} = {size + 1}.*{size} {split}"):
         load(DataConfig(**SYNTHETIC, **{f"max_{split}": size + 1}), split)
 
 
@@ -99,5 +99,5 @@ def test_held_out_images_are_training_images_and_take_the_test_images_place():
     parts = sorted(image.tobytes() for data in (train, held) for image in data.images)
     assert parts == sorted(image.tobytes() for image in whole.images)
     assert held.labels.tolist() != sorted(held.labels.tolist())  # from all over the set
-    with pytest.raises(BadInput, match=f"data.holdout = {len(whole)}: there are only {len(whole)} training images"):
+    with pytest.raises(InputError, match=f"data.holdout = {len(whole)}: there are only {len(whole)} training images"):
         load(DataConfig(**SYNTHETIC, holdout=len(whole)), "train")

@@ -7,11 +7,11 @@ import math
 import pytest
 from rich.console import Console
 
-from distcnn.config import Config, TrainConfig
+from distcnn.config.plan import make_plan
+from distcnn.config.schema import Config, TrainConfig
 from distcnn.tracking.base import Trackers
 from distcnn.tracking.console import ConsoleTracker, plan_table
 from distcnn.tracking.jsonl import JsonlTracker
-from distcnn.training.plan import make_plan
 
 
 def lines(path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distcnn.tools.visible_gpus import entries, places
+from distcnn.trials.visible_gpus import entries, places
 
 ONE, TWO = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-0d6bc2a1"
 SLICE, OTHER = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", "MIG-GPU-8932f937/3/0"

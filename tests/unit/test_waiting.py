@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from distcnn.parallel import waiting as module
-from distcnn.parallel.waiting import locked, waiting
+from distcnn import files as module
+from distcnn.files import locked, waiting
 
 
 def heard(capsys, lines=1):

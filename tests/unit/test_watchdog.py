@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from distcnn.distributed import watchdog
+from distcnn.distributed.device_clock import DevicePlace
+from distcnn.distributed.watchdog import Beat, Watchdog
+from distcnn.distributed.world import World
 from distcnn.errors import LostRankError
-from distcnn.parallel import watchdog
-from distcnn.parallel.device_clock import DevicePlace
-from distcnn.parallel.watchdog import Beat, Watchdog
-from distcnn.parallel.world import World
 
 
 def beat(step=6, moves=1, device=None):

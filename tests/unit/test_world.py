@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from distcnn.errors import BadEnvironment
-from distcnn.parallel.world import TORCH_VARIABLES, World, spoken_rank, world_from
+from distcnn.distributed.world import TORCH_VARIABLES, World, world_from
+from distcnn.errors import LauncherError
+from distcnn.rank import rank_from_env
 from tests.broken_environments import (
     ACCELERATE,
     BARE,
@@ -86,13 +87,13 @@ def test_the_world_of_every_launcher(where):
         assert 20_000 <= world.master_port < 32_000  # below the ports that the kernel hands out by itself
     assert world == (replace(expected, master_port=world.master_port) if expected.job else expected)
     assert world.is_main == (world.rank == 0)
-    assert world.size == 1 or spoken_rank(environment) == (world.rank, world.local_rank)
+    assert world.size == 1 or rank_from_env(environment) == (world.rank, world.local_rank)
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_a_broken_environment_is_refused_with_variable_and_cure(wrong):
     environment, variable, cure = BROKEN[wrong]
-    with pytest.raises(BadEnvironment) as caught:
+    with pytest.raises(LauncherError) as caught:
         world_from(environment)
     problems = caught.value.problems
     assert [f" {variable}" in f" {problem}" and cure in problem for problem in problems].count(True) == 1, problems
@@ -103,7 +104,7 @@ def test_a_broken_environment_is_refused_with_variable_and_cure(wrong):
 
 @pytest.mark.parametrize("given", ["RANK", "WORLD_SIZE"])
 def test_each_of_several_missing_variables_is_named(given):
-    with pytest.raises(BadEnvironment) as caught:
+    with pytest.raises(LauncherError) as caught:
         world_from({given: BARE[given]})
     named = [problem.split()[0] for problem in caught.value.problems]
     assert named == [name for name in TORCH_VARIABLES if name != given]
@@ -112,7 +113,7 @@ def test_each_of_several_missing_variables_is_named(given):
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
 @pytest.mark.parametrize("text", ["", "two", "-1", "1.0", " 1"])
 def test_not_a_number(name, text):
-    with pytest.raises(BadEnvironment) as caught:
+    with pytest.raises(LauncherError) as caught:
         world_from(BARE | {name: text})
     (problem,) = caught.value.problems
     assert problem.startswith(f"{name} = {text!r} in the environment")
@@ -175,4 +176,4 @@ def test_no_two_jobs_bear_one_name():
     ],
 )
 def test_who_speaks_is_known_without_a_world(environment, ranks):
-    assert spoken_rank(environment) == ranks
+    assert rank_from_env(environment) == ranks

@@ -1,0 +1,1 @@
+"""Checkpoints: the file, what it holds, writing and resuming."""

@@ -1,0 +1,54 @@
+"""`distcnn report RUN [RUN …]`: one HTML file about one run, or about several side by side."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distcnn.commands.command import command_parser
+from distcnn.errors import InputError
+from distcnn.report.page import missing, write_page
+from distcnn.runs.history import read_history
+
+EPILOG = """examples:
+  distcnn report runs/simple_cnn                       writes runs/simple_cnn/report.html
+  distcnn report runs/a runs/b runs/c --output abc.html
+
+The file opens from the disk and asks nothing of the network. A training writes its own when it ends, unless
+tracking.report is false; of one that is still running, or has died, it shows what has been logged. What is damaged is
+named in it and left out.
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Write the report, and print where it is. Raises InputError."""
+    options = _parser().parse_args(arguments)
+    folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
+    if problem := missing():
+        raise InputError(f"distcnn report: {problem}")
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_history(folder))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    output = Path(options.output) if options.output else folders[0] / "report.html"
+    if len(folders) > 1 and not options.output:
+        output = Path("report.html")
+    try:
+        size = write_page(runs, output)
+    except OSError as error:
+        raise InputError(f"--output {output}: {error.strerror}; give a file in a folder that can be written") from error
+    for one in runs:
+        for damage in one.damage:
+            print(f"warning: {one.folder}: {damage}", file=sys.stderr)
+    print(f"{output}: {size / 1e6:.1f} MB")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("report", "RUN [RUN ...] [--output FILE]", __doc__, EPILOG)
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="run folders")
+    add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")
+    return parser

@@ -1,0 +1,175 @@
+"""`distcnn runs`: a table of the runs in a folder."""
+
+import argparse
+import fnmatch
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from distcnn.commands.command import command_parser
+from distcnn.commands.predict import printable
+from distcnn.config.settings import KEYS
+from distcnn.errors import InputError
+from distcnn.runs.history import History, State, read_history
+
+EPILOG = """examples:
+  distcnn runs                                          the newest first
+  distcnn runs --sort accuracy --top 10
+  distcnn runs --state failed died                      and why
+  distcnn runs sweeps/ --name 'resnet*' --where train.batch_size=128 --show optim.lr model.name
+  distcnn runs --json | jq .
+
+States: running; done; preempted (a scheduler's signal; start it again with --checkpoint.resume auto); interrupted
+(Ctrl-C); failed; died (it has no end, and no process holds it: killed, or its machine went away); unreadable (its log
+is). What else of a run is damaged stands under why.
+"""
+Row = dict[str, Any]
+COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images_per_s", "updated", "why")
+
+
+def run(arguments: list[str]) -> None:
+    """Print the table. Raises InputError."""
+    options = _parser().parse_args(arguments)
+    folder, problems, paths = Path(options.folder), list[str](), list[Path]()
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
+        problems.append(f"{folder}: no such folder; runs lie in the config's output_dir")
+    except OSError as error:
+        problems.append(f"{folder}: {error.strerror}; give a folder that can be read")
+    states = get_args(State)
+    problems += [f"--state {s}: should be one of {', '.join(states)}" for s in options.state if s not in states]
+    wanted: dict[str, Any] = {}
+    for text in options.where:
+        key, equals, value = text.partition("=")
+        if not equals or key not in KEYS:
+            problems.append(f"--where {text}: should be KEY=VALUE with a key of the config, such as optim.lr=0.1")
+        wanted[key] = value
+    problems += [f"--show {key}: no key of the config, such as optim.lr" for key in options.show if key not in KEYS]
+    columns = [*COLUMNS, *options.show]
+    if options.sort not in columns:
+        problems.append(f"--sort {options.sort}: should be one of {', '.join(columns)}")
+    if options.top is not None and options.top < 1:
+        problems.append(f"--top {options.top}: should be 1 or more")
+    if problems:
+        raise InputError(problems)
+    rows, unknown = [], []
+    for history in _histories(path for path in paths if fnmatch.fnmatchcase(path.name, options.name)):
+        if wanted and not history.settings:
+            unknown.append(history.name)
+            continue
+        settings = {key: _setting(history, key) for key in (*wanted, *options.show)}
+        fits = all(_text(settings[key]) == value for key, value in wanted.items())
+        if fits and (not options.state or history.state in options.state):
+            rows.append(_row(history) | {key: settings[key] for key in options.show})
+    rows = _sorted(rows, options.sort, reverse=options.reverse)[: options.top]
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        _print(rows, options.show, folder)
+    if unknown:
+        names = ", ".join(map(printable, unknown))
+        print(f"warning: --where leaves out {names}: without a config that can be read", file=sys.stderr)
+
+
+def _histories(paths: Iterable[Path]) -> Iterator[History]:
+    """Of what is a run among these paths, and has not been removed meanwhile."""
+    for path in paths:
+        try:
+            yield read_history(path)
+        except InputError:
+            continue
+
+
+def _row(history: History) -> Row:
+    last, best = history.evaluations[-1] if history.evaluations else {}, history.best or {}
+    return {
+        "name": history.name, "state": history.state, "step": None if history.updated is None else history.step,
+        "steps": history.plan.get("steps"),
+        "accuracy": last.get("accuracy"), "best": best.get("accuracy"), "loss": last.get("loss"),
+        "images_per_s": history.images_per_s, "updated": history.updated,
+        "why": "; ".join(filter(None, (history.reason, *history.damage))),
+    }  # fmt: skip
+
+
+def _setting(history: History, key: str) -> Any:
+    section, _, leaf = key.rpartition(".")
+    return (history.settings.get(section, {}) if section else history.settings).get(leaf)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _sorted(rows: list[Row], key: str, *, reverse: bool) -> list[Row]:
+    """Names from a to z, numbers from the largest; with `reverse` the other way. What has none comes last."""
+    having = [row for row in rows if row[key] is not None]
+    numbers = all(isinstance(row[key], int | float) for row in having)
+    value: Callable[[Row], Any] = (lambda row: row[key]) if numbers else (lambda row: _text(row[key]))
+    return sorted(having, key=value, reverse=numbers != reverse) + [row for row in rows if row[key] is None]
+
+
+def _print(rows: list[Row], more: list[str], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    if not rows:
+        console.print(f"no such runs in {folder}", markup=False, emoji=False)
+        return
+    shown = ["step", "accuracy", "best", "loss", "images_per_s", "updated"]
+    if console.width < 110:
+        shown = ["step", "accuracy"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=12)
+    table.add_column("state", no_wrap=True)
+    for column in shown:
+        table.add_column(column.replace("_per_", "/"), justify="right", no_wrap=True)
+    for key in more:
+        table.add_column(key, overflow="fold", min_width=8)
+    explained = any(row["why"] for row in rows)
+    if explained:
+        table.add_column("why", overflow="fold", min_width=16)
+    styles = {"running": "cyan", "done": "green", "failed": "red", "died": "red", "unreadable": "red"}
+    for row in rows:
+        table.add_row(
+            Text(printable(row["name"])),
+            Text(row["state"], style=styles.get(row["state"], "yellow")),
+            *(_cell(row, column) for column in shown),
+            *(Text(printable(_text(row[key]))) for key in more),
+            *([Text(printable(row["why"]))] if explained else []),
+        )
+    console.print(table)
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row[column]
+    if value is None:
+        return "–"
+    if column == "step":
+        return f"{value:,}" + (f" of {row['steps']:,}" if row["steps"] else "")
+    if column == "updated":
+        try:
+            return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}"
+        except (ValueError, OverflowError, OSError):  # a clock that was wrong by more than a calendar holds
+            return "–"
+    return f"{value:{'.4f' if column == 'loss' else ',.0f' if column == 'images_per_s' else '.2%'}}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("runs", "[FOLDER] [options]", __doc__, EPILOG)
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", default="runs", help="default: runs")
+    add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")
+    add("--reverse", action="store_true", help="the other way round")
+    add("--state", nargs="+", default=[], metavar="STATE", help="only those")
+    add("--name", default="*", metavar="PATTERN", help="only those, such as 'resnet*'")
+    add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only those with these settings")
+    add("--show", nargs="+", default=[], metavar="KEY", help="settings as further columns")
+    add("--top", type=int, metavar="N", help="only the first so many")
+    add("--json", action="store_true", help="a list of objects instead of the table")
+    return parser

@@ -1,0 +1,1 @@
+"""Settings: one frozen dataclass a section, rules between them, and how values are read."""

@@ -1,0 +1,127 @@
+"""The arithmetic of a run, done once at its start: batches and steps."""
+
+import math
+from dataclasses import dataclass
+
+from distcnn.config.schema import Config, parse_duration
+from distcnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run. per-rank × ranks × accumulation = global batch."""
+
+    train_images: int
+    test_images: int
+    world_size: int
+    batch_size: int  # global: images an optimizer step
+    micro_batch: int  # images a forward and backward on one rank
+    accumulation: int  # micro-batches a step on each rank
+    steps_per_epoch: int
+    steps: int  # in all
+    eval_every: int  # steps
+    checkpoint_every: int  # steps
+    lr: float  # peak, after scaling
+    parameters: int
+    forward_flops: int  # an image of full size; a training step costs about three times that
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def epochs(self) -> float:
+        """Length in epochs."""
+        return self.steps / self.steps_per_epoch
+
+
+def make_plan(
+    config: Config,
+    *,
+    train_images: int,
+    test_images: int,
+    world_size: int,
+    parameters: int,
+    forward_flops: int,
+    device: str,
+    threads: int,
+) -> Plan:
+    """Turn durations into steps and the global batch into each rank's share.
+
+    Raises InputError for an empty epoch, or for ranks that would wait for each other without end.
+    """
+    batch = config.train.batch_size
+    micro = config.train.micro_batch or batch // world_size
+    steps_per_epoch = train_images // batch if config.train.drop_last else -(-train_images // batch)
+    if steps_per_epoch == 0:
+        raise InputError(
+            f"train.drop_last = true, train.batch_size = {batch}: {train_images} training images do not fill one "
+            "batch; use a smaller batch or drop_last: false"
+        )
+    short = train_images % batch
+    even = not config.model.sync_batchnorm or config.train.drop_last
+    if not even and (problem := _uneven_forwards(short, batch // world_size, micro, world_size)):
+        raise InputError(problem)
+    return Plan(
+        train_images=train_images,
+        test_images=test_images,
+        world_size=world_size,
+        batch_size=batch,
+        micro_batch=micro,
+        accumulation=batch // (micro * world_size),
+        steps_per_epoch=steps_per_epoch,
+        steps=to_steps(config.train.duration, batch, steps_per_epoch),
+        eval_every=to_steps(config.eval.every, batch, steps_per_epoch),
+        checkpoint_every=to_steps(config.checkpoint.every, batch, steps_per_epoch),
+        lr=scaled_lr(config),
+        parameters=parameters,
+        forward_flops=forward_flops,
+        device=device,
+        precision=config.train.precision,
+        threads=threads,
+    )
+
+
+def _uneven_forwards(short: int, share: int, micro: int, world_size: int) -> str:
+    """What is wrong with an epoch's last batch of `short` images under SyncBatchNorm; empty if nothing is.
+
+    It exchanges statistics in every forward and backward, so a rank with fewer of them leaves the others waiting, and
+    a rank's dummy micro-batch, which otherwise counts for nothing, would be part of the statistics.
+    """
+
+    def even(size: int) -> bool:
+        return -(-short // size) % world_size == 0
+
+    if even(micro):
+        return ""
+    fits = [size for size in range(1, share + 1) if share % size == 0 and even(size)]
+    return (
+        f"model.sync_batchnorm, train.micro_batch = {micro}: an epoch's last batch, of {short} images, makes "
+        f"{-(-short // micro)} micro-batches, which {world_size} ranks cannot share evenly, and SyncBatchNorm waits "
+        "for all ranks in every forward: set train.drop_last true"
+        + (f", or train.micro_batch to {', '.join(map(str, fits[-4:]))}" if fits else "")
+    )
+
+
+def to_steps(duration: str, batch_size: int, steps_per_epoch: int) -> int:
+    """`10ep`, `500step` or `200000img` in optimizer steps: rounded to the nearest for epochs, up for images; ≥ 1.
+
+    Images count full batches: an epoch whose last batch is short holds fewer images than steps × batch size.
+    """
+    amount, unit = parse_duration(duration)
+    if amount == 0:
+        return 0
+    steps = {
+        "ep": round(amount * steps_per_epoch),
+        "step": int(amount),
+        "img": math.ceil(amount / batch_size),
+    }[unit]
+    return max(1, steps)
+
+
+def scaled_lr(config: Config) -> float:
+    """The peak learning rate for this global batch.
+
+    `linear` is the rule of Goyal et al. 2017 (arXiv:1706.02677), `sqrt` that of Krizhevsky 2014 (arXiv:1404.5997).
+    """
+    exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.optim.lr_scaling]
+    return float(config.optim.lr * (config.train.batch_size / config.optim.base_batch) ** exponent)

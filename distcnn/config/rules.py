@@ -1,0 +1,98 @@
+"""What two settings, or a setting and the number of ranks, rule out. No torch in here, as in config.py."""
+
+from collections.abc import Iterator
+
+from distcnn.config.schema import Config, parse_duration
+
+Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
+
+
+def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
+    """What cannot work together, at any machine of that many ranks."""
+    train, data, schedule = config.train, config.data, config.schedule
+    if train.precision == "fp16" and train.device == "cpu":
+        yield ("train.precision", "train.device"), "fp16 needs CUDA; on the CPU use bf16 or fp32"
+    if config.model.sync_batchnorm and train.device == "cpu":
+        yield (
+            ("model.sync_batchnorm", "train.device"),
+            "SyncBatchNorm needs CUDA; with train.micro_batch fixed, runs agree at every world size without it",
+        )
+    if problem := _batch_problem(train.batch_size, train.micro_batch, world_size):
+        keys = ("train.batch_size", "train.micro_batch") if train.micro_batch else ("train.batch_size",)
+        yield keys, problem
+    if config.model.compile and train.precision == "bf16-master":
+        yield ("model.compile", "train.precision"), "bf16-master computes with a copy that is not compiled; use bf16"
+    if (data.mean is None) != (data.std is None):
+        yield ("data.mean", "data.std"), "give both or neither"
+    if data.std is not None and min(data.std) <= 0:
+        yield ("data.std",), "must be above 0 in every channel"
+    if data.mixup is not None and data.cutmix is not None:
+        yield ("data.mixup", "data.cutmix"), "an image is mixed in one way: give one of them"
+    if data.randaugment is not None and data.loader == "resident":
+        yield (
+            ("data.randaugment", "data.loader"),
+            "its operations run on the CPU, beside the training: set data.loader streaming",
+        )
+    if bool(data.small_sizes) != (data.small_until is not None):
+        yield ("data.small_sizes", "data.small_until"), "give both or neither"
+    if max(data.small_sizes, default=0) >= data.image_size:
+        yield (
+            ("data.small_sizes", "data.image_size"),
+            f"must be smaller than the image ({data.image_size} pixels)",
+        )
+    if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):
+        yield ("data.image_size", "data.source"), f"the images of {data.source} are 32 pixels wide"
+    if data.cutout > data.image_size:
+        yield (
+            ("data.cutout", "data.image_size"),
+            f"the square is larger than the image ({data.image_size} pixels)",
+        )
+    if data.crop_padding >= data.image_size:
+        yield (
+            ("data.crop_padding", "data.image_size"),
+            f"must be smaller than the image ({data.image_size} pixels)",
+        )
+    if data.md5 is not None and data.url is None:
+        yield ("data.md5", "data.url"), "a checksum is only taken for an archive at data.url"
+    if data.url is not None and data.source not in ("cifar10", "cifar100"):
+        yield ("data.url", "data.source"), "only cifar10 and cifar100 are downloaded"
+    if schedule.name == "step" and not schedule.milestones:
+        yield ("schedule.milestones", "schedule.name"), "the step schedule needs them, for example [5ep, 8ep]"
+    if schedule.name != "step" and schedule.milestones:
+        yield ("schedule.milestones", "schedule.name"), f"used by the step schedule, not by {schedule.name}"
+    if schedule.name == "onecycle" and parse_duration(schedule.warmup)[0] > 0:
+        yield ("schedule.warmup", "schedule.name"), "onecycle has its own warm-up: set schedule.rise instead"
+    if config.optim.name == "muon" and not config.optim.nesterov:
+        yield ("optim.nesterov", "optim.name"), "muon's momentum is Nesterov's"
+    if config.optim.name == "muon" and train.precision == "fp16":
+        yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
+    if train.backend == "nccl" and train.device == "cpu":
+        yield ("train.backend", "train.device"), "NCCL exchanges between GPUs; use auto or gloo"
+    if train.tf32 and train.device == "cpu":
+        yield ("train.tf32", "train.device"), "TF32 is a format of CUDA devices"
+    if config.optim.fixed_norm and config.optim.name != "muon":
+        yield ("optim.fixed_norm", "optim.name"), f"is muon's way of scaling filters; {config.optim.name} has none"
+    if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
+        yield ("optim.nesterov", "optim.momentum"), "Nesterov's momentum needs a momentum above 0"
+    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):
+        yield ("name",), "is the name of one folder inside output_dir: no slashes"
+
+
+def _batch_problem(batch_size: int, micro_batch: int | None, world_size: int) -> str | None:
+    unit = (micro_batch or 1) * world_size
+    if batch_size % unit == 0:
+        return None
+    below = batch_size // unit * unit
+    near = [str(size) for size in (below - unit, below, below + unit, below + 2 * unit) if size > 0]
+    each = f"{world_size} rank{'s' * (world_size > 1)}"
+    if micro_batch is None:
+        return f"the global batch {batch_size} does not divide over {each}; sizes that do: {', '.join(near)}"
+    message = (
+        f"the global batch {batch_size} does not divide into micro-batches of {micro_batch} on {each}; "
+        f"global batches that do: {', '.join(near)}"
+    )
+    if batch_size % world_size == 0:
+        share = batch_size // world_size
+        fits = [size for size in range(1, share + 1) if share % size == 0]
+        message += f"; or micro-batches of {', '.join(map(str, fits))}"
+    return message

@@ -1,0 +1,193 @@
+"""A folder of images → a memory-mapped uint8 cache: decoded once, by one process a node, shared by its ranks."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from distcnn.config.schema import DataConfig
+from distcnn.distributed.world import cores
+from distcnn.errors import InputError
+from distcnn.files import locked
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+_FORMAT = 1  # of the cache; part of its key
+_CHUNK = 64  # images a task
+
+
+def load_folder(
+    config: DataConfig, split: Literal["train", "test"]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...], list[str]]:
+    """Images [N, S, S, 3] uint8, labels [N] int64, class names and files (relative to the root) of a tree of images.
+
+    The tree is `root/train/<class>/…` and `root/test/<class>/…` (or val, valid, validation), or `root/<class>/…`
+    alone, from which `data.test_fraction` of each class is kept for testing, the same images every time. Raises
+    InputError that names every unreadable file.
+    """
+    root = Path(config.root).resolve()
+    if not root.is_dir():
+        raise InputError(f"data.root = {config.root}: no such folder")
+    tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
+    if (root / "train").is_dir() or tests:
+        if split == "test" and len(tests) != 1:
+            raise InputError(f"data.root = {root}: should hold exactly one of {', '.join(TEST_NAMES)} beside train")
+        if split == "train" and not (root / "train").is_dir():
+            raise InputError(f"data.root = {root}: holds {tests[0].name}/ but no train/")
+        classes, files, labels = _listing(root / "train" if split == "train" else tests[0])
+    else:
+        classes, files, labels = _listing(root)
+        chosen = stratified_split(np.asarray(labels), config.test_fraction)[split]
+        if len(chosen) == 0:
+            raise InputError(
+                f"data.root = {root}: no class has a second image to keep for testing; add images or a test/ folder"
+            )
+        files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    names = [file[len(str(root)) + 1 :] for file in files]
+    cache = _cache_folder(config) / _key(root, files, config.image_size)
+    _build_once(cache, files, config.image_size)
+    return _mapped(cache, len(files), config.image_size), np.asarray(labels, np.int64), classes, names
+
+
+def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:
+    """Row numbers of each split; every class gives its share (at least one image, where it has two) to `test`."""
+    rng, test = np.random.default_rng(0), []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(1, round(len(rows) * test_fraction)), len(rows) - 1)
+        test.append(rng.permutation(rows)[:count])
+    chosen = np.sort(np.concatenate(test))
+    return {"train": np.setdiff1d(np.arange(len(labels)), chosen), "test": chosen}
+
+
+def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
+    """Class names, and every file below them with its label. Hidden files are the system's, not the user's."""
+    classes = tuple(sorted(d.name for d in tree.iterdir() if d.is_dir() and not d.name.startswith(".")))
+    if not classes:
+        raise InputError(f"data.root: {tree} holds no class folders; images should lie in {tree}/<class>/")
+    loose = sorted(p.name for p in tree.iterdir() if p.is_file() and not p.name.startswith("."))
+    if any(Path(name).suffix.lower() in Image.registered_extensions() for name in loose):
+        raise InputError(f"data.root: {tree} holds images outside any class folder: {', '.join(loose[:5])}")
+    files: list[str] = []  # plain strings: a million Path objects would take seconds
+    labels: list[int] = []
+    empty = []
+    for label, name in enumerate(classes):
+        found = sorted(files_below(tree / name))
+        files += found
+        labels += [label] * len(found)
+        empty += [name] * (not found)
+    if empty:
+        raise InputError([f"data.root: {tree / name}: no images of this class" for name in empty])
+    return classes, files, labels
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """All files in a folder and those below it, without hidden ones."""
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(where, name) for name in names if not name.startswith("."))  # noqa: PTH118
+
+
+def _cache_folder(config: DataConfig) -> Path:
+    if config.cache_dir:
+        return Path(config.cache_dir)
+    return Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn")
+
+
+def _mapped(cache: Path, count: int, size: int) -> NDArray[np.uint8]:
+    path = cache / "images.npy"
+    try:
+        # Copy-on-write: the pages are shared by all ranks, and PyTorch gets the writable array it asks for.
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
+            raise ValueError(f"it holds {images.shape} of {images.dtype}")
+    except Exception as error:  # whatever a damaged header makes NumPy raise
+        raise InputError(f"{path}: damaged ({error}); remove {cache}, and the images will be decoded again") from error
+    mapped: NDArray[np.uint8] = images
+    return mapped
+
+
+def _key(root: Path, files: list[str], size: int) -> str:
+    """A name for exactly these files: the change time tells of every write, also one that keeps size and date."""
+    digest = hashlib.sha256(f"{_FORMAT} {size} {root}".encode())
+    for file in files:
+        try:
+            stat = os.stat(file)  # noqa: PTH116
+        except OSError:  # a dangling link: decoding it will say so
+            continue
+        digest.update(
+            f"{file}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()[:24]
+
+
+def _build_once(cache: Path, files: list[str], size: int) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with locked(cache.with_suffix(".lock"), f"decoding {len(files):,} images into {cache.parent}"):
+            if not cache.is_dir():
+                _build(cache, files, size)
+    except OSError as error:
+        raise InputError(
+            f"data.cache_dir = {cache.parent}: {error.strerror or error}; decoded images need "
+            f"{len(files) * size * size * 3 / 1e6:.0f} MB in a folder that can be written"
+        ) from error
+
+
+def _build(cache: Path, files: list[str], size: int) -> None:
+    """Decode into a folder aside and rename it into place: the cache is whole or absent."""
+    aside = cache.with_suffix(".partial")
+    shutil.rmtree(aside, ignore_errors=True)  # the lock is held: left by a process that was killed
+    aside.mkdir()
+    try:
+        path = aside / "images.npy"
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), size, size, 3))
+        with path.open("r+b") as handle:  # claim the space now: a full disk would end a mapped write by SIGBUS
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+
+        def decode_chunk(start: int) -> list[str]:
+            return [problem for row in range(start, min(start + _CHUNK, len(files))) if (problem := decode_into(row))]
+
+        def decode_into(row: int) -> str | None:
+            try:
+                images[row] = decode(files[row], size)
+            except Exception as error:  # whatever Pillow raises on hostile bytes, the answer is the file's name
+                return f"{files[row]}: not readable as an image ({type(error).__name__}: {error})"
+            return None
+
+        with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes and resizes outside the interpreter lock
+            starts = range(0, len(files), _CHUNK)
+            bar = track(
+                pool.map(decode_chunk, starts),
+                f"decoding {len(files)} images",
+                len(starts),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            unreadable = [problem for problems in bar for problem in problems]
+        if unreadable:
+            raise InputError(unreadable)
+        images.flush()
+        (aside / "files.json").write_text(json.dumps(files))
+        aside.rename(cache)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
+    """Any image Pillow reads → [size, size, 3] uint8: turned upright, shorter side resized, centre cropped."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit greys, which convert() would clip at 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,1 @@
+"""Ranks: who am I, how do ranks meet, talk, stop and end."""

@@ -1,0 +1,1 @@
+"""What carries a loss to one optimizer step, on one rank or on many."""

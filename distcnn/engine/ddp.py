@@ -1,0 +1,43 @@
+"""How one step runs on all ranks: native DistributedDataParallel, autocast and, for fp16, a gradient scaler."""
+
+import inspect
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distcnn.engine.base import Engine
+
+
+class DDPEngine(Engine):
+    """PyTorch alone."""
+
+    def wrap(self) -> nn.Module:
+        """In DistributedDataParallel where a process group stands."""
+        if not dist.is_initialized():
+            return self.computed
+        options: dict[str, Any] = {buffers_option(): False}
+        return DistributedDataParallel(
+            self.computed,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **options,
+        )
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Enabled in fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def buffers_option() -> str:
+    """The name of DDP's option to broadcast buffers before every forward, which PyTorch 2.14 renamed.
+
+    It is off here: BatchNorm's statistics are averaged over the ranks after each step (training/batchnorm.py), and
+    nothing else writes buffers.
+    """
+    names = inspect.signature(DistributedDataParallel).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

@@ -1,0 +1,1 @@
+"""A trained model, its predictor, and what describes it."""

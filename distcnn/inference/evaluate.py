@@ -1,0 +1,38 @@
+"""Evaluate a trained model on its run's test images."""
+
+from pathlib import Path
+from typing import Any
+
+from distcnn.config.settings import Overrides
+from distcnn.data.loaders import EvaluationLoader
+from distcnn.data.sources import load as sources
+from distcnn.data.sources.load import with_classes
+from distcnn.distributed.device import backend_of
+from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory, first_out_of_memory_of_all_ranks
+from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.world import World
+from distcnn.errors import InputError
+from distcnn.inference.model import load_model
+from distcnn.training.evaluate import evaluate_on
+
+
+def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[str, Any]:
+    """Evaluate a checkpoint, or a run folder's newest, on its test images; `overrides` such as `data.root`.
+
+    Returns an eval line as in metrics.jsonl; on every rank alike. Raises InputError.
+    """
+    trained = load_model(path, overrides, world, lambda config: sources.problems(config.data))
+    config, size = trained.config, trained.image_size
+    data = with_classes(sources.load(config.data, "test"), trained.classes)
+    if data.images.shape[1] != size:
+        raise InputError(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
+    backend = backend_of(config, trained.device)
+    with (
+        process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store,
+        first_out_of_memory_of_all_ranks(store),
+        explain_out_of_memory(trained.device, lambda: evaluation_cures(config.eval.batch_size)),
+    ):
+        # Nothing is kept on the device: it is one pass.
+        test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
+        result = evaluate_on(trained.model, test, config)
+    return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}

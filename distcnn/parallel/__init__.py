@@ -1,1 +1,0 @@
-"""Ranks: who am I, how do ranks talk, and how does a step run on all of them."""

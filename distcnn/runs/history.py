@@ -1,0 +1,184 @@
+"""A run's folder, read back: what commands and trackers know of a run that is over, or is running elsewhere."""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from distcnn.errors import EXIT_PREEMPTED, InputError
+from distcnn.files import open_regular
+from distcnn.config.settings import SECTIONS, compose, construct
+from distcnn.runs.predictions import Predictions, load_predictions
+from distcnn.runs.records import Record, parse_record
+
+State = Literal["running", "done", "preempted", "interrupted", "failed", "died", "unreadable"]
+_LARGEST_CONFIG = 1 << 17  # bytes; a resolved one has some thousand, and PyYAML reads 50 kB in a second
+_LONGEST_LINE = 1 << 28  # bytes; the confusion matrix of 10,000 classes has 200 MB
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has written so far, as far as it can be read; `damage` says what cannot."""
+
+    folder: Path
+    records: list[Record]  # in their order
+    settings: dict[str, Any]  # the resolved config, as nested plain values; empty where it cannot be read
+    damage: tuple[str, ...] = ()  # each names a file and what is wrong with it
+    updated: float | None = None  # when the log was last written to; None where it cannot be read
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.folder.name or self.folder.absolute().name
+
+    def of(self, kind: str) -> list[Record]:
+        """The train, eval or event records."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    @property
+    def evaluations(self) -> list[Record]:
+        """The eval records; the last one is the newest."""
+        return self.of("eval")
+
+    @property
+    def best(self) -> Record | None:
+        """The evaluation of the highest accuracy."""
+        return max(self.evaluations, key=lambda record: record["accuracy"], default=None)
+
+    @property
+    def starts(self) -> list[Record]:
+        """The events of its start and of its resumes."""
+        return [record for record in self.of("event") if record["event"] in ("started", "resumed")]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan of its newest start; empty if it has not started."""
+        found: dict[str, Any] = self.environment.get("plan", {})
+        return found
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What its newest start says of where it ran; empty if it has not started."""
+        found: dict[str, Any] = self.starts[-1].get("environment", {}) if self.starts else {}
+        return found
+
+    @property
+    def images_per_s(self) -> float | None:
+        """The median over the log."""
+        speeds = [record["images_per_s"] for record in self.of("train")]
+        return median(speeds) if speeds else None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are in the log."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @cached_property
+    def state(self) -> State:
+        """running: the log has no end, and a process holds the folder. died: none does. unreadable: the log is."""
+        if self.updated is None:
+            return "unreadable"
+        last = self.of("event")[-1] if self.of("event") else {"event": ""}
+        if last["event"] == "stopped":
+            return "preempted" if last.get("exit_code") == EXIT_PREEMPTED else "interrupted"
+        ends: dict[str, State] = {"done": "done", "failed": "failed"}
+        return ends.get(last["event"]) or ("running" if _is_locked(self.folder) else "died")
+
+    @property
+    def reason(self) -> str:
+        """Why it was stopped or failed, in its own words."""
+        return (
+            str(self.of("event")[-1].get("message", "")) if self.state in ("preempted", "interrupted", "failed") else ""
+        )
+
+    def predictions(self) -> Predictions | None:
+        """Those of the newest evaluation, if they were kept. Raises InputError where they are damaged."""
+        return load_predictions(self.folder / "predictions.npz")
+
+
+def read_history(folder: Path) -> History:
+    """Read what can be read. Raises InputError where there is no run: no folder, or none with a metrics.jsonl."""
+    damage, records, updated = list[str](), list[Record](), None
+    log = folder / "metrics.jsonl"
+    try:
+        with open_regular(log) as file:
+            records, lost = _records(iter(lambda: file.readline(_LONGEST_LINE), b""))
+            updated = os.fstat(file.fileno()).st_mtime
+        if lost:
+            damage.append(f"metrics.jsonl: {lost} damaged line{'s' * (lost > 1)} left out")
+    except (FileNotFoundError, NotADirectoryError):
+        if not log.is_symlink():
+            raise InputError(f"{folder}: not a run's folder: it holds no metrics.jsonl") from None
+        damage.append("metrics.jsonl: a link to nothing")
+    except OSError as error:
+        damage.append(f"metrics.jsonl: {error.strerror}")
+    settings: dict[str, Any] = {}
+    try:
+        settings = _settings(folder / "config.yaml")
+    except OSError as error:
+        damage.append(f"config.yaml: {error.strerror}")
+    except ValueError as error:
+        damage.append(f"config.yaml: {error}")
+    return History(folder, records, settings, tuple(damage), updated)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A resolved config. Raises OSError, ValueError."""
+    with open_regular(path) as file:
+        data = file.read(_LARGEST_CONFIG + 1)
+    if len(data) > _LARGEST_CONFIG:
+        raise ValueError(f"larger than {_LARGEST_CONFIG >> 10} kB, which no config is")
+    root = compose(data)
+    if root is None:
+        raise ValueError("empty")
+    settings: dict[str, Any] = _plain(construct(root))
+    if wrong := [key for key in SECTIONS if not isinstance(settings.get(key, {}), dict)]:
+        raise ValueError(f"{', '.join(wrong)} should be a section")
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: YAML has dates, bytes, sets, keys that are no texts, and numbers that are none.
+
+    Raises ValueError for an integer beyond 64 bits: Python refuses to print one of more than 4,300 digits.
+    """
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(one) for one in value]
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("holds an integer of 2^63 or more")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _records(lines: Iterable[bytes]) -> tuple[list[Record], int]:
+    """The records of a log, and how many lines are none. A last line that is not ended is still being written."""
+    records, lost = list[Record](), 0
+    for line in lines:
+        record = parse_record(line)
+        if record is not None:
+            records.append(record)
+        elif line.endswith(b"\n") or len(line) == _LONGEST_LINE:
+            lost += 1
+    return records, lost
+
+
+def _is_locked(folder: Path) -> bool:
+    path = folder / ".lock"
+    try:
+        if not path.exists():
+            return False
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a folder of someone else's, or a file system without locks
+        return False

@@ -1,1 +1,0 @@
-"""Commands beside the training, each a thin tool on the library."""

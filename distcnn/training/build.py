@@ -1,0 +1,234 @@
+"""Builds what a training is made of from a Config and a World, before any rank has met another.
+
+Everything that can be wrong is found here; files are read under locks, not barriers.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo.config
+import torch._inductor.config
+from torch import nn
+from torch.optim import Optimizer
+
+from distcnn import models
+from distcnn.checkpoint.resume import find_resumed, unwritable
+from distcnn.config.plan import Plan, make_plan, to_steps
+from distcnn.config.rules import Problem
+from distcnn.config.schema import Config, DataConfig
+from distcnn.config.settings import Settings
+from distcnn.data.augment.mix import Mix
+from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst, statistics
+from distcnn.data.augment.randaugment import RandAugment
+from distcnn.data.loaders import Preprocess, ResidentLoader, StreamingLoader, check_resident, resident_bytes
+from distcnn.data.samplers import MicroBatchSampler
+from distcnn.data.sources import load as sources
+from distcnn.data.sources.load import ImageSet, check_classes
+from distcnn.distributed import memory
+from distcnn.distributed.collectives import check_same
+from distcnn.distributed.device import common_device_problems, own_device_problems, set_up_device
+from distcnn.distributed.world import World
+from distcnn.engine import accelerate as engine_accelerate
+from distcnn.engine.accelerate import AccelerateEngine
+from distcnn.engine.base import AUTOCAST, Engine
+from distcnn.engine.ddp import DDPEngine
+from distcnn.errors import InputError
+from distcnn.optim.optimizers import make_optimizer
+from distcnn.optim.schedules import Schedule
+from distcnn.tracking import tensorboard_backend as tensorboard
+from distcnn.tracking import trackio_backend as trackio
+from distcnn.tracking import wandb_backend as wandb_tracking
+
+# Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
+_GRAPHS = 64
+INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a training is made of, checked and ready, before any rank has met another."""
+
+    device: torch.device
+    train_data: ImageSet
+    test_data: ImageSet
+    normalize: Normalize
+    model: nn.Module
+    optimizer: Optimizer
+    plan: Plan
+    schedule: Schedule
+    saved: dict[str, Any] | None  # the checkpoint to go on from
+    damaged: list[Path]  # newer checkpoints that were passed over
+
+
+def engine_of(config: Config, world: World) -> type[Engine]:
+    """The engine of a run: `auto` takes Accelerate where `accelerate launch` has started it."""
+    wanted = config.engine if config.engine != "auto" else "accelerate" if world.launcher == "accelerate" else "ddp"
+    return AccelerateEngine if wanted == "accelerate" else DDPEngine
+
+
+def environment_problems(config: Config, world: World) -> Iterator[Problem]:
+    """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
+    yield from sources.problems(config.data)
+    yield from common_device_problems(config, world)
+    yield from models.problems(config.model.name)
+    for library in (wandb_tracking, tensorboard, trackio):
+        yield from library.problems(config.tracking)
+    if engine_of(config, world) is AccelerateEngine:
+        yield from engine_accelerate.problems(config, os.environ)
+    if config.checkpoint.resume not in ("auto", "never") and not Path(config.checkpoint.resume).is_file():
+        yield ("checkpoint.resume",), "no such file; give auto, never, or the path of a checkpoint"
+    if problem := unwritable(Path(config.output_dir)):
+        yield ("output_dir",), problem
+
+
+def checked(settings: Settings, world: World) -> Config:
+    """A run's settings, with what Accelerate's configuration adds, as a Config that fits this machine."""
+    if world.launcher == "accelerate":
+        for key, value in engine_accelerate.defaults(os.environ).items():
+            settings.default(key, value)
+    return settings.check(
+        world.size,
+        environment=lambda config: environment_problems(config, world),
+        device=lambda config: own_device_problems(config, world),
+    )
+
+
+def prepare(config: Config, world: World) -> Parts:
+    """Read the data, build the model, do the arithmetic. No collective: raises InputError on each rank by itself."""
+    device, threads = set_up_device(config, world)
+    train_data, test_data = sources.load(config.data, "train"), sources.load(config.data, "test")
+    check_classes(train_data, test_data)
+    if config.data.loader == "resident":
+        check_resident(train_data, device, world)
+    image_size = train_data.images.shape[1]
+    torch.manual_seed(config.seed)
+    model = models.build_model(
+        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_sizes
+    )
+    normalize = _normalize(config, train_data)
+    if callable(init := getattr(model, "init_from_images", None)):
+        # Evenly: a folder's images are sorted by class.
+        chosen = train_data.images[:: -(-len(train_data) * image_size**2 // INIT_PIXELS)]
+        init(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
+    plan = make_plan(
+        config,
+        train_images=len(train_data),
+        test_images=len(test_data),
+        world_size=world.size,
+        parameters=sum(p.numel() for p in model.parameters()),
+        forward_flops=models.forward_flops(model, image_size),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=threads,
+    )
+    schedule = Schedule(config, plan)
+    if _small_steps(config, plan) >= plan.steps:
+        raise InputError(
+            f"data.small_until = {config.data.small_until}, train.duration = {config.train.duration}: no step is left "
+            "at full size, at which the images are evaluated"
+        )
+    saved, damaged = find_resumed(config, plan, model)
+    # Accelerate compiles by itself, with the backend of its own configuration.
+    foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
+    alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
+    with memory.explain_out_of_memory(device, lambda: [alone]):
+        model = place(model, config, device, compile=config.model.compile and not foreign)
+        optimizer = make_optimizer(model, config.optim, plan.lr)
+    return Parts(
+        device, train_data, test_data, normalize, model, optimizer, plan, schedule, saved, damaged,
+    )  # fmt: skip
+
+
+def check_alike(config: Config, world: World, plan: Plan, step: int = 0) -> None:
+    """Raise on all ranks if they have come for different runs; devices and threads may differ."""
+    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
+    check_same({key: own[key] for key in own if key not in ("device", "threads")})
+
+
+def make_engine(config: Config, world: World, parts: Parts) -> Engine:
+    """What carries a loss to an update; inside the process group, where there are other ranks."""
+    return engine_of(config, world)(
+        parts.model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
+        gradient_sum=config.train.gradient_sum, micro_batches=parts.plan.accumulation * parts.plan.world_size,
+    )  # fmt: skip
+
+
+def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | StreamingLoader:
+    """This rank's training batches."""
+    plan, data = parts.plan, config.data
+    augment = _augment(data, len(parts.train_data.classes))
+    preprocess = make_preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
+    sampler = MicroBatchSampler(
+        plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
+        world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
+    )  # fmt: skip
+    if data.loader == "resident":
+        return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
+    return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, data.workers)
+
+
+def training_cures(config: Config, parts: Parts) -> list[str]:
+    """The settings of this run by which its steps would take less memory."""
+    plan, device = parts.plan, parts.device
+    resident = config.data.loader == "resident" and device.type == "cuda"
+    return memory.training_cures(
+        plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(parts.train_data) if resident else 0
+    )
+
+
+def make_preprocess(
+    config: Config,
+    normalize: Normalize,
+    device: torch.device,
+    augment: Augment | None = None,
+    small: SmallAtFirst | None = None,
+) -> Preprocess:
+    """uint8 images → the network's input, as this run's precision and layout want it."""
+    dtype = AUTOCAST[config.train.precision] or torch.float32
+    return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last, small=small)
+
+
+def place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
+    """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
+    if config.model.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    model = model.to(device)
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.model.compile:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+        # Otherwise it times kernels and takes the fastest, which may be another one in another process or rank.
+        torch._inductor.config.deterministic = bool(config.train.deterministic)
+    if compile:
+        # Each shape gets a graph of its own. By default a second size of batch, such as an epoch's last, makes one for
+        # any size, which all batches run from then on: slower, and another program than a resumed run's.
+        model.compile(dynamic=False)
+    return model
+
+
+def _normalize(config: Config, train: ImageSet) -> Normalize:
+    if config.data.mean is not None and config.data.std is not None:
+        return Normalize(config.data.mean, config.data.std)
+    return statistics(train.images)
+
+
+def _augment(data: DataConfig, classes: int) -> Augment:
+    alpha = data.mixup or data.cutmix
+    mix = Mix("mixup" if data.mixup else "cutmix", alpha, classes) if alpha else None
+    randaugment = RandAugment(*data.randaugment) if data.randaugment else None
+    return Augment(data.flip, data.crop_padding, data.crop_mode, data.cutout, mix, randaugment)
+
+
+def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
+    sizes = config.data.small_sizes
+    if not sizes:
+        return None
+    return SmallAtFirst(parts.train_data.images.shape[1], sizes, _small_steps(config, parts.plan), parts.device)
+
+
+def _small_steps(config: Config, plan: Plan) -> int:
+    until = config.data.small_until
+    return 0 if until is None else to_steps(until, plan.batch_size, plan.steps_per_epoch)

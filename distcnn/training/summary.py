@@ -1,0 +1,30 @@
+"""The final numbers of a run, for the end of its console and its trackers."""
+
+from pathlib import Path
+
+from distcnn.checkpoint.state import TrainState
+from distcnn.config.plan import Plan
+from distcnn.runs.records import Record
+from distcnn.training.evaluate import Evaluation
+
+
+def summary_fields(evaluation: Evaluation, state: TrainState, plan: Plan, folder: Path) -> Record:
+    """The final numbers, and where everything lies."""
+    return {
+        "step": f"{state.step} of {plan.steps}",
+        "accuracy": f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.total} test images)",
+        "top 5": f"{evaluation.top5_correct / evaluation.total:.2%}",
+        "test loss": f"{evaluation.loss_sum / evaluation.total:.4f}",
+        "best": f"{state.best_accuracy:.2%} after step {state.best_step}",
+        "weakest class": _weakest(evaluation),
+        "weights": folder / "model.safetensors",
+        "checkpoints": folder / "checkpoints",
+        "metrics": folder / "metrics.jsonl",
+        "evaluate": f"distcnn evaluate {folder}",
+    }
+
+
+def _weakest(evaluation: Evaluation) -> str:
+    known = [(accuracy, name) for name, accuracy in evaluation.per_class().items() if accuracy is not None]
+    accuracy, name = min(known)
+    return f"{name}, {accuracy:.2%}"
