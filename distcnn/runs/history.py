@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from distcnn.config.settings import SECTIONS, compose, construct
 from distcnn.errors import EXIT_PREEMPTED, InputError
 from distcnn.files import open_regular
-from distcnn.config.settings import SECTIONS, compose, construct
 from distcnn.runs.predictions import Predictions, load_predictions
 from distcnn.runs.records import Record, parse_record
 

@@ -1,0 +1,105 @@
+"""The arguments of a callable, by its signature: names, types, ranges and defaults. No torch."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from typing_extensions import NotRequired, TypedDict
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One parameter."""
+
+    name: str
+    hint: Any  # its annotation; Any where there is none
+    default: Any  # REQUIRED where it has to be given
+
+    @property
+    def description(self) -> str:
+        """What the pydantic Field in its annotation says of it; empty without one."""
+        found = [one.description for one in get_args(self.hint)[1:] if isinstance(one, FieldInfo)]
+        return (found[0] or "") if found else ""
+
+    @property
+    def type_name(self) -> str:
+        """Its type, such as float or tuple[int, int]."""
+        hint = self.hint
+        while get_origin(hint) is Annotated:
+            hint = get_args(hint)[0]
+        if hint is Any:
+            return "any"
+        return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def arguments(part: Callable[..., Any], given: frozenset[str] = frozenset()) -> list[Argument]:
+    """The parameters of a function or of a class, in their order, but for the `given` ones and for *args, **kwargs."""
+    try:
+        hints = get_type_hints(part.__init__ if inspect.isclass(part) else part, include_extras=True)
+    except Exception:  # a foreign part's annotations may name what is not there at run time
+        hints = {}
+    parameters = inspect.signature(part).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
+    return [Argument(p.name, hints.get(p.name, Any), p.default) for p in named]
+
+
+def validated(part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The arguments as the annotations want them: a list becomes a tuple where one is asked for.
+
+    Raises pydantic's ValidationError.
+    """
+    return dict(_adapter(part, given).validate_python(dict(args)))
+
+
+def wrong(
+    part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
+    """(argument, what is wrong with it, and what would be valid) of each that does not fit, once each."""
+    try:
+        validated(part, args, given)
+    except ValidationError as error:
+        found: dict[str, list[str]] = {}
+        for one in error.errors():
+            name = str(one["loc"][0])
+            text = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if one["type"] == "extra_forbidden":
+                text = _unknown(name, [known.name for known in arguments(part, given)])
+            elif one["type"] == "missing":
+                text = "has to be given"
+            if text not in found.setdefault(name, []):
+                found[name].append(text)
+        yield from ((name, "; ".join(texts)) for name, texts in found.items())
+
+
+@lru_cache(maxsize=256)
+def _adapter(part: Callable[..., Any], given: frozenset[str]) -> TypeAdapter[dict[str, Any]]:
+    fields = {}
+    for one in arguments(part, given):
+        hint = one.hint if _is_checkable(one.hint) else Any
+        fields[one.name] = hint if one.default is REQUIRED else NotRequired[hint]
+    make: Any = TypedDict  # by a name of its own: to a type checker a TypedDict is written out
+    schema = make("schema", fields)
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(part).parameters.values())
+    schema.__pydantic_config__ = ConfigDict(extra="allow" if takes_any else "forbid", allow_inf_nan=False)
+    return TypeAdapter(schema)
+
+
+def _is_checkable(hint: Any) -> bool:
+    try:
+        TypeAdapter(hint)
+    except Exception:  # of a foreign part: a type that pydantic has no check for
+        return False
+    return True
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"unknown argument; {meant}it takes {', '.join(known) or 'none'}"

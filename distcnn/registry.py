@@ -1,0 +1,130 @@
+"""Parts by name: distcnn's own, those of installed packages, and a user's `package.module:callable`. No torch.
+
+A part is a class or a function. What distcnn gives it is fixed for its kind; all its other parameters are the user's to
+set, as `args` in the config.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from distcnn.arguments import Argument, arguments, validated, wrong
+from distcnn.errors import InputError
+
+Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
+Part = TypeVar("Part", bound=Callable[..., Any])
+
+
+def checked_by(check: Callable[[Any, Mapping[str, Any]], Iterable[Problem]]) -> Callable[[Part], Part]:
+    """Decorate a part with `check(config, args)`: what the rest of the config, or two of its arguments, rule out.
+
+    It is given all arguments, those that are not set with their defaults.
+    """
+
+    def decorate(part: Part) -> Part:
+        part.check = check  # type: ignore[attr-defined]
+        return part
+
+    return decorate
+
+
+class Registry:
+    """The parts of one kind. Installed packages add theirs as entry points of the group `distcnn.<kind>`.
+
+    Nothing is imported before it is asked for: a broken package is named where it is used, and harms nothing else.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        builtin: Mapping[str, str],
+        *,
+        given: Iterable[str] = (),
+        more: str = "",
+        hint: str = "your own package.module:callable",
+    ):
+        """`kind` is in the plural, such as `optimizers`; `builtin` maps names to "package.module:callable".
+
+        `given` are the parameters that distcnn provides. `more` is the "package.module:mapping" of further parts by
+        name, and `hint` says in messages what is valid besides the names.
+        """
+        self.kind, self.builtin, self.given, self.hint = kind, dict(builtin), frozenset(given), hint
+        self._more = more
+
+    @cached_property
+    def targets(self) -> dict[str, str]:
+        """Name → "package.module:callable", distcnn's own first: no package can take one of these names."""
+        installed = {point.name: point.value for point in entry_points(group=f"distcnn.{self.kind}")}
+        return self.builtin | {name: target for name, target in installed.items() if name not in self.builtin}
+
+    def names(self) -> list[str]:
+        """All that can be asked for by name."""
+        return [*self.targets, *self._further()]
+
+    def load(self, name: str) -> Any:
+        """The part of that name. Raises InputError where there is none, or where it cannot be imported."""
+        target = self.targets.get(name, name)
+        if ":" not in target:
+            if name in (further := self._further()):
+                return further[name]
+            near = difflib.get_close_matches(name, self.names(), n=3)
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(f"unknown{meant}; valid: {', '.join(self.targets)}, or {self.hint}")
+        try:
+            part = imported(target)
+        except InputError as error:
+            raise InputError(f"{target}: {error}" if name in self.targets else str(error)) from error
+        if not callable(part):
+            raise InputError(f"{target} is not callable")
+        return part
+
+    def arguments(self, name: str) -> list[Argument]:
+        """What the user may set of a part. Raises InputError as `load`."""
+        return arguments(self.load(name), self.given)
+
+    def problems(
+        self, name: str, args: Mapping[str, Any], config: Any, name_key: str, args_key: str = ""
+    ) -> Iterator[Problem]:
+        """Everything that is wrong with a name and its arguments, and what the part's own check finds.
+
+        They are told of the keys `name_key` and `args_key.<argument>`; without `args_key`, as for one item of a list,
+        the text says which argument it is.
+        """
+        try:
+            part = self.load(name)
+        except InputError as error:
+            yield (name_key,), str(error)
+            return
+        found = [*wrong(part, args, self.given)]
+        for argument, text in found:
+            yield ((f"{args_key}.{argument}",), text) if args_key else ((name_key,), f"{name}: {argument}: {text}")
+        if not found and (check := getattr(part, "check", None)):
+            defaults = {one.name: one.default for one in arguments(part, self.given)}
+            yield from check(config, defaults | validated(part, args, self.given))
+
+    def build(self, name: str, args: Mapping[str, Any], /, *positional: Any, **provided: Any) -> Any:
+        """Call the part with the user's arguments and with what distcnn provides: of `provided`, what it takes.
+
+        Raises InputError as `load`, and what the part raises.
+        """
+        part = self.load(name)
+        taken = inspect.signature(part).parameters
+        known = {key: value for key, value in provided.items() if key in taken}
+        return part(*positional, **known, **validated(part, args, self.given))
+
+    def _further(self) -> Mapping[str, Callable[..., Any]]:
+        found: Mapping[str, Callable[..., Any]] = imported(self._more) if self._more else {}
+        return found
+
+
+def imported(target: str) -> Any:
+    """The object at "package.module:name". Raises InputError where there is none."""
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(f"{error}; looked for in the current folder and the installed packages") from error
