@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distcnn.commands.command import command_parser
 from distcnn.config.settings import Settings
 from distcnn.errors import InputError
+from distcnn.text import plural
 
 if TYPE_CHECKING:
     from distcnn.config.schema import Config
@@ -144,7 +145,7 @@ def print_tables(found: dict[str, Any]) -> None:
     from distcnn.tracking.console import fields_table
 
     console = Console(highlight=False, soft_wrap=True)
-    ranks = f"{found['ranks']} rank{'s' * (found['ranks'] > 1)}"
+    ranks = plural(found["ranks"], "rank")
     images_flops = found["step_flops"] / found["batch_size"]
     peaks = ", ".join(f"{kind} {rate / 1e9:,.0f}" for kind, rate in found["gemm_flops_per_s"].items())
     lost = found["layout_lost"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distcnn.commands.command import command_parser
 from distcnn.errors import DistcnnError, LauncherError, RendezvousError
+from distcnn.text import listed_ranks
 
 if TYPE_CHECKING:
     from distcnn.distributed.world import World
@@ -179,8 +180,6 @@ def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size:
     from rich.table import Table
     from rich.text import Text
 
-    from distcnn.doctor.local import listed
-
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
@@ -188,7 +187,7 @@ def _print(rows: Sequence[dict[str, Any]], measured: dict[str, Any], world_size:
     for row in rows:
         mark, style = MARKS[row["health"]]
         some = row["health"] != "ok" and row["what"] not in _OF_ALL and len(row["ranks"]) < world_size
-        whose = f" (rank{'s' * (len(row['ranks']) > 1)} {listed(row['ranks'])})" if some else ""
+        whose = f" ({listed_ranks(row['ranks'], 8)})" if some else ""
         text = Text(row["found"] + whose)
         if row["fix"]:
             text.append(f"\n→ {row['fix']}", style="bold")

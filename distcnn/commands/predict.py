@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from distcnn.commands.command import command_parser
 from distcnn.errors import DistcnnError, InputError
+from distcnn.text import printable
 
 if TYPE_CHECKING:
     from distcnn.inference.predictor import Prediction
@@ -191,8 +192,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--views", choices=("one", "mirror", "crops"), help="test-time augmentation; default: the run's")
     return parser
-
-
-def printable(text: str) -> str:
-    """A name without what would move a terminal's cursor, or cannot be encoded."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from distcnn.commands.command import command_parser
-from distcnn.commands.predict import printable
 from distcnn.config.settings import KEYS
 from distcnn.errors import InputError
 from distcnn.runs.history import History, State, read_history
+from distcnn.text import printable
 
 EPILOG = """examples:
   distcnn runs                                          the newest first

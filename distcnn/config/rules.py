@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from distcnn.config.schema import Config, parse_duration
+from distcnn.text import plural
 
 Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
 
@@ -84,7 +85,7 @@ def _batch_problem(batch_size: int, micro_batch: int | None, world_size: int) ->
         return None
     below = batch_size // unit * unit
     near = [str(size) for size in (below - unit, below, below + unit, below + 2 * unit) if size > 0]
-    each = f"{world_size} rank{'s' * (world_size > 1)}"
+    each = plural(world_size, "rank")
     if micro_batch is None:
         return f"the global batch {batch_size} does not divide over {each}; sizes that do: {', '.join(near)}"
     message = (

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distcnn.distributed.patience import patiently
+from distcnn.text import listed_ranks
 
 _PATIENCE_S = 10.0  # to write a dump; a process that is about to end may not stand in it
 
@@ -87,20 +88,16 @@ def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
     name = " or ".join(begun)
     parts = [f"NCCL's collective {number} of group {group}, {name}, has not ended"]
     if len(begun) > 1:
-        parts.append("the ranks differ: " + ", ".join(f"{what} on {_ranks(who)}" for what, who in begun.items()))
+        parts.append("the ranks differ: " + ", ".join(f"{what} on {listed_ranks(who)}" for what, who in begun.items()))
     missing = sorted(rank for rank in members - set(by_rank) if last[group, rank] < number)
     missing += sorted(set(dumps) - members)
     if missing:
-        known = ", ".join(f"{_ranks([rank])}'s last is {last.get((group, rank), 'none')}" for rank in missing)
-        parts.append(f"begun on {_ranks(sorted(by_rank))}, not on {_ranks(missing)} ({known})")
+        known = ", ".join(f"{listed_ranks([rank])}'s last is {last.get((group, rank), 'none')}" for rank in missing)
+        parts.append(f"begun on {listed_ranks(sorted(by_rank))}, not on {listed_ranks(missing)} ({known})")
     elif len(begun) == 1:
-        parts.append(f"begun on {_ranks(sorted(by_rank))}")
+        parts.append(f"begun on {listed_ranks(sorted(by_rank))}")
         done = sorted(rank for rank, entry in by_rank.items() if entry.get("state") == "completed")
-        parts += [f"ended on {_ranks(done)}"] if done else []
+        parts += [f"ended on {listed_ranks(done)}"] if done else []
     if silent := sorted(set(range(ranks)) - set(dumps)):
-        parts.append(f"nothing is known of {_ranks(silent)}")
+        parts.append(f"nothing is known of {listed_ranks(silent)}")
     return "; ".join(parts)
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -24,6 +24,7 @@ from distcnn.distributed.shutdown import watch_group
 from distcnn.distributed.world import World
 from distcnn.errors import InputError, LauncherError, RendezvousError, first_line
 from distcnn.files import waiting
+from distcnn.text import plural
 
 _PORTS = 64  # tried one after another from world.master_port on, where the ranks agree on one themselves
 
@@ -277,7 +278,7 @@ def describe_network(world: World) -> str:
     if world.size == 1:
         return "none"
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or network_interface(world) or "the default interface"
-    line = f"{world.nodes} node{'s' * (world.nodes > 1)}, over {interface}"
+    line = f"{plural(world.nodes, 'node')}, over {interface}"
     if world.nodes == 1:
         return line
     up = up_interfaces()

@@ -21,9 +21,10 @@ from distcnn.distributed.device import gpu_identity, gpu_index, may_share_gpus
 from distcnn.distributed.patience import patiently
 from distcnn.distributed.rendezvous import shared_gpus
 from distcnn.distributed.world import World
-from distcnn.doctor.local import Finding, listed
+from distcnn.doctor.local import Finding
 from distcnn.doctor.network import AllReduce, Pair, Way, measure
 from distcnn.errors import first_line
+from distcnn.text import listed_ranks
 
 Measured = tuple[list[AllReduce], dict[Pair, float]]
 _HUNG = "nothing moved"
@@ -77,7 +78,7 @@ def gpu_findings(gpus: Sequence[Gpu], *, over_gloo: bool = False) -> list[Findin
             without.setdefault((gpu.host, gpu.visible), []).append(rank)
     for (host, visible), ranks in without.items():
         variable = "" if visible is None else f", CUDA_VISIBLE_DEVICES = {visible!r}"
-        text = f"rank{'s' * (len(ranks) > 1)} {listed(ranks)} on {host}{variable}: no GPU to use, where others have one"
+        text = f"{listed_ranks(ranks, 8)} on {host}{variable}: no GPU to use, where others have one"
         cure = (
             f"let every rank see a GPU (nvidia-smi on {host}; Slurm: --gpus-per-node or --gpus-per-task), start no "
             "ranks without one, or train on the CPUs: --train.device cpu"

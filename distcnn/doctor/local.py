@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ import torch
 from distcnn.distributed.device import nccl_version
 from distcnn.distributed.world import World, cores
 from distcnn.runs.environment import versions
+from distcnn.text import plural
 
 Health = Literal["ok", "warn", "fail"]
 GB, MB = 1e9, 1e6
@@ -30,11 +31,6 @@ class Finding:
     health: Health
     found: str
     fix: str = ""
-
-
-def listed(ranks: Sequence[int]) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def look(world: World, environment: Mapping[str, str], output_dir: Path, cache_dir: Path) -> Iterator[Finding]:
@@ -79,7 +75,7 @@ def _devices(world: World) -> Iterator[Finding]:
     count, ranks = torch.cuda.device_count(), world.local_size
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     nccl = ".".join(map(str, nccl_version() or ("none",)))
-    text = f"{cpu}; {count} GPU{'s' * (count > 1)}: {names}; CUDA {torch.version.cuda}, NCCL {nccl}{driver}"
+    text = f"{cpu}; {plural(count, 'GPU')}: {names}; CUDA {torch.version.cuda}, NCCL {nccl}{driver}"
     if ranks < count:
         cure = f"start a rank for each: --nproc_per_node={count}, --ntasks-per-node={count}"
         yield Finding("devices", "warn", f"{text}; {ranks} in use", cure)

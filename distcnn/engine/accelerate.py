@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from distcnn.config.schema import Config
 from distcnn.distributed.world import Environment
 from distcnn.engine.base import Engine
 from distcnn.engine.ddp import buffers_option
+from distcnn.text import missing
 
 # `accelerate launch` hands over its configuration in the environment: what it says of the run's own keys …
 PRECISIONS = {"no": None, "fp16": "fp16", "bf16": "bf16"}
@@ -46,8 +46,8 @@ def defaults(environment: Environment) -> dict[str, Any]:
 
 def problems(config: Config, environment: Environment) -> Iterator[Problem]:
     """Where the run's config and Accelerate's contradict each other."""
-    if find_spec("accelerate") is None:
-        yield ("engine",), "needs accelerate: pip install 'distcnn[accelerate]', or engine: ddp"
+    if needs := missing("accelerate", "accelerate"):
+        yield ("engine",), f"{needs}, or engine: ddp"
     for name, key in _FOREIGN.items():
         if environment.get(name, "").lower() == "true":
             yield (

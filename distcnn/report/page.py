@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from distcnn import __version__
+from distcnn import __version__, text
 from distcnn.errors import InputError
 from distcnn.files import whole_file
 from distcnn.report import figures
@@ -31,10 +31,9 @@ _STATES = {
 }  # fmt: skip
 
 
-def missing() -> str | None:
-    """What has to be installed first; None if nothing has."""
-    absent = [name for name in ("plotly", "jinja2") if find_spec(name) is None]
-    return f"needs {' and '.join(absent)}: pip install 'distcnn[report]'" if absent else None
+def missing() -> str:
+    """Say what has to be installed first; "" if nothing has."""
+    return text.missing("report", "plotly", "jinja2")
 
 
 def page(runs: Sequence[History]) -> str:
@@ -72,10 +71,10 @@ def _empty(run: History) -> tuple[str, ...]:
 
 def write_page(runs: Sequence[History], output: Path) -> int:
     """Write it, whole or not at all; returns its size in characters. Raises InputError, OSError."""
-    text = page(runs)
+    html = page(runs)
     with whole_file(output) as aside:
-        aside.write_text(text, encoding="utf-8", errors="replace")
-    return len(text)
+        aside.write_text(html, encoding="utf-8", errors="replace")
+    return len(html)
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -147,9 +146,9 @@ def _headlines(run: History) -> list[tuple[str, str, str]]:
     if len(events) > 1:
         span = timedelta(seconds=round(events[-1]["time"] - events[0]["time"]))
         resumed = len(run.starts) - 1
-        found.append(("time", f"{span}", f"{resumed} resume{'s' * (resumed > 1)} within" if resumed else ""))
+        found.append(("time", f"{span}", f"{text.plural(resumed, 'resume')} within" if resumed else ""))
     if {"world_size", "device", "parameters"} <= plan.keys():
-        ranks = f"{plan['world_size']} rank{'s' * (plan['world_size'] > 1)}, {plan['device']}"
+        ranks = f"{text.plural(plan['world_size'], 'rank')}, {plan['device']}"
         found.append(("parameters", f"{plan['parameters']:,}", ranks))
     return found
 
@@ -165,8 +164,8 @@ def _row(run: History) -> dict[str, Any]:
 
 def _event(record: dict[str, Any]) -> tuple[str, int, str, str]:
     when = datetime.fromtimestamp(record["time"], timezone.utc) if "time" in record else None
-    text = f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else "–"
-    return text, record["step"], str(record["event"]).replace("_", " "), str(record.get("message", ""))
+    time = f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else "–"
+    return time, record["step"], str(record["event"]).replace("_", " "), str(record.get("message", ""))
 
 
 def _environment(run: History) -> list[tuple[str, str]]:

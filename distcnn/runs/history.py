@@ -16,6 +16,7 @@ from distcnn.errors import EXIT_PREEMPTED, InputError
 from distcnn.files import open_regular
 from distcnn.runs.predictions import Predictions, load_predictions
 from distcnn.runs.records import Record, parse_record
+from distcnn.text import plural
 
 State = Literal["running", "done", "preempted", "interrupted", "failed", "died", "unreadable"]
 _LARGEST_CONFIG = 1 << 17  # bytes; a resolved one has some thousand, and PyYAML reads 50 kB in a second
@@ -111,7 +112,7 @@ def read_history(folder: Path) -> History:
             records, lost = _records(iter(lambda: file.readline(_LONGEST_LINE), b""))
             updated = os.fstat(file.fileno()).st_mtime
         if lost:
-            damage.append(f"metrics.jsonl: {lost} damaged line{'s' * (lost > 1)} left out")
+            damage.append(f"metrics.jsonl: {plural(lost, 'damaged line')} left out")
     except (FileNotFoundError, NotADirectoryError):
         if not log.is_symlink():
             raise InputError(f"{folder}: not a run's folder: it holds no metrics.jsonl") from None

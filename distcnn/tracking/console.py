@@ -11,6 +11,7 @@ from rich.text import Text
 
 from distcnn.config.plan import Plan
 from distcnn.runs.records import Record
+from distcnn.text import plural
 from distcnn.tracking.live import LiveDisplay
 
 
@@ -93,7 +94,7 @@ class ConsoleTracker:
 
 def plan_table(plan: Plan, name: str, launcher: str) -> Table:
     """The arithmetic of the run, printed at its start."""
-    ranks = f"{plan.world_size} rank{'s' * (plan.world_size > 1)}"
+    ranks = plural(plan.world_size, "rank")
     whole = 3 * plan.forward_flops * plan.steps * plan.batch_size / 1e12
     return fields_table(
         name,

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from distcnn.config.rules import Problem
 from distcnn.config.schema import TrackingConfig
 from distcnn.runs.records import Record
+from distcnn.text import missing
 from distcnn.tracking.threaded import End
 
 _OWN = ".distcnn"  # how the names of event files end
@@ -16,8 +16,8 @@ _OWN = ".distcnn"  # how the names of event files end
 
 def problems(config: TrackingConfig) -> list[Problem]:
     """What is wrong with the request."""
-    if config.tensorboard and find_spec("tensorboard") is None:
-        return [(("tracking.tensorboard",), "needs tensorboard: pip install 'distcnn[tensorboard]'")]
+    if config.tensorboard and (needs := missing("tensorboard", "tensorboard")):
+        return [(("tracking.tensorboard",), needs)]
     return []
 
 

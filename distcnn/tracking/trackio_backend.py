@@ -1,19 +1,19 @@
 """trackio: a local database and a dashboard of its own, `trackio show`. https://huggingface.co/docs/trackio."""
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 from distcnn.config.rules import Problem
 from distcnn.config.schema import TrackingConfig
 from distcnn.runs.records import Record
+from distcnn.text import missing
 from distcnn.tracking.threaded import End
 
 
 def problems(config: TrackingConfig) -> list[Problem]:
     """What is wrong with the request."""
-    if config.trackio and find_spec("trackio") is None:
-        return [(("tracking.trackio",), "needs trackio: pip install 'distcnn[trackio]'")]
+    if config.trackio and (needs := missing("trackio", "trackio")):
+        return [(("tracking.trackio",), needs)]
     return []
 
 

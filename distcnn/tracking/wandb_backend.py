@@ -10,6 +10,7 @@ from typing import Any, Literal
 from distcnn.config.rules import Problem
 from distcnn.config.schema import TrackingConfig
 from distcnn.runs.records import Record
+from distcnn.text import missing
 from distcnn.tracking.threaded import End
 
 Mode = Literal["online", "offline", "disabled"]
@@ -17,8 +18,8 @@ Mode = Literal["online", "offline", "disabled"]
 
 def problems(config: TrackingConfig) -> list[Problem]:
     """What is wrong with the request."""
-    if config.wandb in ("online", "offline") and find_spec("wandb") is None:
-        return [(("tracking.wandb",), "needs wandb: pip install 'distcnn[wandb]'")]
+    if config.wandb in ("online", "offline") and (needs := missing("wandb", "wandb")):
+        return [(("tracking.wandb",), needs)]
     if config.wandb == "online" and not _has_key():
         return [(("tracking.wandb",), "no API key found; set WANDB_API_KEY or run `wandb login`, or use offline")]
     return []

@@ -202,7 +202,7 @@ def _trackers(
             parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step, restarts=restarts,
             last_checkpoint=lambda: next((f"step {step_of(path)}" for path in checkpoints.all()), ""),
         )  # fmt: skip
-    if tracking.report and report_page.missing() is None:
+    if tracking.report and not report_page.missing():
         yield ReportTracker(folder)
     known, name = described["config"] | {"plan": described["plan"]}, run_id(folder)
     mode, project, group = wandb_tracking.chosen_mode(tracking), tracking.wandb_project, tracking.group

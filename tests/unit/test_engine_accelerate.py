@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distcnn import text
 from distcnn.config.settings import Settings
-from distcnn.engine import accelerate as engine_accelerate
 from distcnn.engine.accelerate import AccelerateEngine, compiles, defaults, problems
 from distcnn.engine.ddp import DDPEngine
 from distcnn.models import build_model
@@ -17,7 +17,7 @@ MIXED, DYNAMO, CPU = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", 
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(engine_accelerate, "find_spec", lambda _: "wherever")
+    monkeypatch.setattr(text, "find_spec", lambda _: "wherever")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_where_the_two_contradict_each_other(installed, environment, arguments, 
 
 
 def test_without_accelerate_the_way_out_is_named(monkeypatch):
-    monkeypatch.setattr(engine_accelerate, "find_spec", lambda _: None)
+    monkeypatch.setattr(text, "find_spec", lambda _: None)
     ((keys, message),) = problems(Settings().check(1), {})
     assert keys == ("engine",)
     assert "pip install 'distcnn[accelerate]', or engine: ddp" in message

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from distcnn.config.schema import DataConfig
 from distcnn.data.sources.cifar import load_cifar
 from distcnn.data.sources.folder import load_folder, stratified_split
 from distcnn.errors import InputError
+from distcnn.text import listed, missing
 
 Split = Literal["train", "test"]
 
@@ -38,8 +38,8 @@ def problems(config: DataConfig) -> Iterator[Problem]:
             ("data.root",),
             "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone",
         )
-    if config.source == "digits" and find_spec("sklearn") is None:
-        yield ("data.source",), "needs scikit-learn: pip install 'distcnn[digits]'"
+    if config.source == "digits" and (needs := missing("digits", "sklearn")):
+        yield ("data.source",), needs
 
 
 def load(config: DataConfig, split: Split) -> ImageSet:
@@ -79,11 +79,11 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
     """Raise InputError where the splits do not hold the same classes, two at least."""
     problems = []
     if missing := [name for name in train.classes if name not in test.classes]:
-        problems.append(f"data.root: class {_listed(missing)} is in the training images, but not in the test images")
+        problems.append(f"data.root: class {listed(missing, 20)} is in the training images, but not in the test images")
     if missing := [name for name in test.classes if name not in train.classes]:
-        problems.append(f"data.root: class {_listed(missing)} is in the test images, but not in the training images")
+        problems.append(f"data.root: class {listed(missing, 20)} is in the test images, but not in the training images")
     if len(train.classes) < 2:
-        problems.append(f"data: a classifier needs at least two classes; found only {_listed(train.classes)}")
+        problems.append(f"data: a classifier needs at least two classes; found only {listed(train.classes, 20)}")
     if problems:
         raise InputError(problems)
 
@@ -91,13 +91,9 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
 def with_classes(data: ImageSet, classes: tuple[str, ...]) -> ImageSet:
     """The same images with labels that index the model's `classes`; a class without images is fine here."""
     if foreign := [name for name in data.classes if name not in classes]:
-        raise InputError(f"data: the model does not know {_listed(foreign)}; it knows {_listed(classes)}")
+        raise InputError(f"data: the model does not know {listed(foreign, 20)}; it knows {listed(classes, 20)}")
     index = np.array([classes.index(name) for name in data.classes], np.int64)
     return ImageSet(data.images, index[data.labels], classes, data.files)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _rows(data: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
