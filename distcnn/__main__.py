@@ -186,7 +186,7 @@ def _tool(name: str) -> Callable[[list[str]], int]:
 
 
 def _print_keys() -> None:
-    from distcnn.config.settings import documented_keys
+    from distcnn.config.keys import documented_keys
 
     print("keys, in the YAML file or as --section.key value:\n")
     for key, kind, default, description in documented_keys():

@@ -18,9 +18,10 @@ from typing_extensions import TypedDict
 
 from distcnn.checkpoint.file import Checkpoints, load
 from distcnn.checkpoint.state import TrainState
+from distcnn.config.keys import SECTIONS
 from distcnn.config.plan import Plan
 from distcnn.config.schema import Config
-from distcnn.config.settings import SECTIONS, to_dict
+from distcnn.config.settings import to_dict
 from distcnn.data.augment.pipeline import Normalize
 from distcnn.errors import InputError
 from distcnn.files import waiting, whole_file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from distcnn.commands.command import command_parser
-from distcnn.config.settings import KEYS
+from distcnn.config.keys import KEYS
 from distcnn.errors import InputError
 from distcnn.runs.history import History, State, read_history
 from distcnn.text import printable

@@ -5,6 +5,7 @@ conflicts.py. No torch in here, so that `distcnn train --help` stays quick.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,27 @@ Float = Annotated[float, BeforeValidator(_no_bool)]
 Duration = Annotated[str, AfterValidator(_some_duration)]  # longer than zero
 DurationOrZero = Annotated[str, AfterValidator(_duration)]
 Rgb = tuple[Float, Float, Float]
+
+
+def named(item: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An item of a PartList as (name, arguments): `"flip"` → `("flip", {})`. Raises ValueError."""
+    if isinstance(item, str):
+        return item, {}
+    if isinstance(item, Mapping) and len(item) == 1:
+        ((name, args),) = item.items()
+        if isinstance(name, str) and isinstance(args, Mapping | None):
+            return name, dict(args or {})
+    raise ValueError("an item is a name, or one name with its arguments: {crop: {padding: 4}}")
+
+
+def _part_list(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return tuple({name: args} if args else name for name, args in map(named, value))
+
+
+# Parts of a Registry by their names: [flip, {crop: {padding: 4}}].
+PartList = Annotated[tuple[str | dict[str, dict[str, Any]], ...], BeforeValidator(_part_list)]
 
 
 @dataclass(frozen=True, config=_SETTINGS)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from distcnn.config.settings import SECTIONS, compose, construct
+from distcnn.config.keys import SECTIONS
+from distcnn.config.yaml_text import compose, construct
 from distcnn.errors import EXIT_PREEMPTED, InputError
 from distcnn.files import open_regular
 from distcnn.runs.predictions import Predictions, load_predictions

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from distcnn.config.settings import KEYS, documented_keys
+from distcnn.config.keys import KEYS, documented_keys
 from tests.integration.effects import (
     Effect,
     Ran,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcnn.config.settings import KEYS, SECTIONS
+from distcnn.config.keys import KEYS, SECTIONS
 from docs.hooks import graph, levels
 from tests.ranks import clean_environment
 

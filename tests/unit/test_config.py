@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from distcnn.config.keys import KEYS, SECTIONS, documented_keys
 from distcnn.config.rules import conflicts
 from distcnn.config.schema import (
     Config,
@@ -14,16 +15,7 @@ from distcnn.config.schema import (
     TrainConfig,
     parse_duration,
 )
-from distcnn.config.settings import (
-    KEYS,
-    SECTIONS,
-    Settings,
-    documented_keys,
-    saved_settings,
-    to_dict,
-    to_yaml,
-    value_at,
-)
+from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml, value_at
 from distcnn.errors import InputError
 from distcnn.models import MODELS
 

@@ -1,11 +1,10 @@
 """YAML and command line → Config: every problem at once, each with the key, the value, the place and what is valid."""
 
 import pytest
+from pydantic import TypeAdapter
 
-from distcnn.config.schema import Config
-from distcnn.config.settings import (
-    Settings,
-)
+from distcnn.config.schema import Config, PartList
+from distcnn.config.settings import Settings
 from distcnn.errors import DeviceError, InputError
 
 
@@ -213,3 +212,54 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_value_that_yaml_cannot_make_is_one_problem(tmp_path, text):
     (problem,) = problems(read(tmp_path, text))
     assert problem.startswith(f"name ({tmp_path / 'run.yaml'}:1): ")
+
+
+# Arguments of parts: mappings such as model.args, of which each argument is a key
+
+
+def args_of(settings):
+    return settings.check(1).model.args
+
+
+def test_each_argument_has_its_own_line_and_the_command_line_changes_one_of_them(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("model:\n  name: resnet9\n  args:\n    width: 4\n    scale: 0.5\n")
+    settings = Settings().read_yaml(path).read_arguments(["--model.args.width", "8"])
+    assert args_of(settings) == {"width": 8, "scale": 0.5}
+    assert settings.values["model.args.scale"] == (0.5, f"{path}:5")
+    assert settings.values["model.args.width"] == (8, "command line")
+
+
+def test_a_whole_mapping_takes_the_place_of_all_before_it():
+    settings = Settings().update({"model.args": {"width": 4, "scale": 0.5}})
+    assert args_of(settings.update({"model.args": {"width": 8}})) == {"width": 8}
+    assert args_of(settings.update({"model.args": {}})) == {}
+    assert args_of(settings.update({"model.args": 5}).update({"model.args.width": 2})) == {"width": 2}
+    with pytest.raises(InputError, match=r"model\.args = 5 "):
+        settings.update({"model.args": 5}).check(1)
+
+
+def test_an_unknown_key_of_a_section_with_arguments_may_be_one():
+    with pytest.raises(
+        InputError, match=r"model\.width \(command line\): unknown key; did you mean model\.args\.width\?"
+    ):
+        Settings().read_arguments(["--model.width", "8"]).check(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("flip", ("flip",)),
+        (["flip", {"crop": {"padding": 4}}], ("flip", {"crop": {"padding": 4}})),
+        ([{"flip": None}, {"cutout": {}}], ("flip", "cutout")),
+        ([], ()),
+    ],
+)
+def test_a_list_of_parts_is_names_with_their_arguments(value, parts):
+    assert TypeAdapter(PartList).validate_python(value) == parts
+
+
+@pytest.mark.parametrize("value", [5, [["flip"]], [{"a": {}, "b": {}}], [{"crop": 4}], [{1: {}}], None])
+def test_what_is_no_list_of_parts_is_told_what_one_is(value):
+    with pytest.raises(ValueError, match="an item is a name, or one name with its arguments"):
+        TypeAdapter(PartList).validate_python(value)
