@@ -1,13 +1,14 @@
 """distcnn trials: ordinary runs, kept when the command comes again, and added up as a statistician would."""
 
 import json
+import re
 import signal
 
 import numpy as np
 import pytest
 
-from distcnn.commands.trials import added_up
-from distcnn.trials.statistics import paired, summary
+from distcnn.trials.picture import write_picture
+from distcnn.trials.summary import paired, summarise, summary
 from tests.ranks import run_ranks, start
 from tests.records import losses, metrics, steps
 
@@ -46,7 +47,7 @@ def test_two_configs_over_shared_seeds_equal_the_same_runs_by_hand(configs, tmp_
     difference = np.subtract(accuracies["quick"], accuracies["slow"])
     assert found["difference"]["mean"] == pytest.approx(difference.mean())
     assert json.loads((runs / "slow-vs-quick-trials.json").read_text()) == found
-    assert (runs / "slow-vs-quick-trials.png").read_bytes().startswith(b"\x89PNG")
+    assert "slow" in (runs / "slow-vs-quick-trials.html").read_text()
     assert f"{100 * difference.mean():+.2f} points" in outcome.out
 
     # Again: nothing is trained, the table is the same. With one seed more, only that one is.
@@ -167,7 +168,7 @@ def test_what_cannot_be_computed_is_none():
     assert paired([0.5], [0.6])["p"] is None
     assert paired([0.5, 0.5], [0.75, 0.75])["p"] is None
     record = {"accuracy": 0.5, "loss": None}
-    found = added_up({"a": {0: record}, "b": {1: record}})
+    found = summarise({"a": {0: record}, "b": {1: record}})
     assert "difference" not in found
     assert "loss" not in found["configs"]["a"]
 
@@ -203,3 +204,18 @@ def test_each_trial_gets_one_of_the_commands_own_gpus(configs, tmp_path):
     seen = [line.partition(": ")[2] for line in outcome.out.splitlines() if line.startswith("seen:")]
     assert sorted(seen[:2]) == ["4", "5"]
     assert seen[2:] in (["4"], ["5"])  # where the first one to end was
+
+
+def test_the_picture_has_a_row_for_each_config_and_its_names_stay_text(tmp_path):
+    hostile = "</script><b>$x$"
+    accuracies = {0: 0.5, 1: 0.75}
+    rows = {
+        name: {seed: {"accuracy": one, "loss": None} for seed, one in accuracies.items()} for name in ("a", hostile)
+    }
+    write_picture(summarise(rows), tmp_path / "picture.html")
+    text = (tmp_path / "picture.html").read_text()
+    assert "<b>$x$" not in text
+    assert re.findall(r"<(?:script|link)[^>]*(?:src|href)=", text) == []  # nothing is asked of the network
+    drawn = text.rpartition("Plotly.newPlot(")[2]
+    assert drawn.count('"x":[0.5,0.75]') == 2
+    assert drawn.count('"symbol":"diamond"') == 2

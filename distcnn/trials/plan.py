@@ -1,0 +1,117 @@
+"""Which runs a comparison over seeds is made of, and which of them are still to be trained."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distcnn.checkpoint.resume import HARMLESS, differences
+from distcnn.config.schema import Config
+from distcnn.config.settings import Settings, to_dict
+from distcnn.distributed.world import World
+from distcnn.errors import InputError
+from distcnn.runs.history import History, read_history
+from distcnn.runs.records import Record
+from distcnn.training.build import checked
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison: a config with one seed."""
+
+    path: Path  # the YAML file
+    group: str  # the config's own name, which all its trials share
+    config: Config  # as it is to be trained: name and seed are the trial's
+
+    @property
+    def name(self) -> str:
+        """The run's name: GROUP-seed<i>."""
+        return str(self.config.name)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir) / self.name
+
+    @property
+    def log(self) -> Path:
+        """What the run's process prints."""
+        return self.folder.with_name(f"{self.name}.log")
+
+
+def plan_trials(paths: Sequence[Path], overrides: list[str], seeds: Iterable[int]) -> list[Trial]:
+    """Return every trial, the configs in turn for each seed. Raises InputError with all that is wrong with a config."""
+    settings = [Settings().read_yaml(path).read_arguments(overrides).default("name", path.stem) for path in paths]
+    configs = [checked(one, World()) for one in settings]
+    names = [str(config.name) for config in configs]
+    if len(set(names)) < len(names):
+        raise InputError(f"--vs {paths[1]}: its name, {names[0]}, is that of {paths[0]} too; give it another one")
+    return [
+        Trial(path, name, replace(config, name=f"{name}-seed{seed}", seed=seed))
+        for seed in seeds
+        for path, name, config in zip(paths, names, configs, strict=True)
+    ]
+
+
+def unfinished(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the trials that are not done. Raises InputError with all folders that hold something else."""
+    left, problems = list[Trial](), list[str]()
+    for trial in trials:
+        try:
+            if not _is_done(trial):
+                left.append(trial)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return left
+
+
+def _is_done(trial: Trial) -> bool:
+    """Whether its run has ended as planned. Raises InputError where that name holds another run, or one that cannot
+    be read. Of a log with damaged lines the others count: to go on from its checkpoint takes no more.
+    """
+    try:
+        run = read_history(trial.folder)
+    except InputError:  # nothing yet
+        return False
+    if run.damage and (run.state == "unreadable" or not run.settings):
+        raise _refused(trial, *run.damage)
+    if changed := _changed(run, trial.config):
+        raise _refused(trial, f"was trained otherwise: {changed}")
+    longer = run.settings.get("train", {}).get("duration") != trial.config.train.duration
+    done = run.state == "done" and not longer
+    if done and _last_evaluation(run) is None:  # to go on from its end would not log it again
+        raise _refused(trial, *run.damage, f"metrics.jsonl: no evaluation of the last step, {run.step}")
+    for damage in run.damage:
+        print(f"warning: {trial.folder}: {damage}", file=sys.stderr)
+    return done
+
+
+def _refused(trial: Trial, *reasons: str) -> InputError:
+    return InputError(f"{trial.folder}: {'; '.join(reasons)}; give another --name, or remove it")
+
+
+def _changed(run: History, config: Config) -> str:
+    """What of the config would change the run's numbers, as `key was X, is Y`; "" if nothing does."""
+    return "; ".join(
+        f"{key} was {was}, is {now}"
+        for key, was, now in differences(run.settings, to_dict(config))
+        if not {key, key.split(".")[0]} & set(HARMLESS)
+    )
+
+
+def result(trial: Trial) -> dict[str, Any] | None:
+    """Return the evaluation of the last step of a run that is done: accuracy, correct, total, loss, step; else None."""
+    try:
+        run = read_history(trial.folder)
+    except InputError:
+        return None
+    last = _last_evaluation(run) if run.state == "done" else None
+    return last and {key: last.get(key) for key in ("accuracy", "correct", "total", "loss", "step")}
+
+
+def _last_evaluation(run: History) -> Record | None:
+    """That of the run's last step; None where the log has none, such as with that line damaged."""
+    return next((record for record in reversed(run.evaluations) if record["step"] == run.step), None)
