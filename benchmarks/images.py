@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from benchmarks.scenarios import Job
 from distcnn.config.schema import DataConfig
 from distcnn.data.sources.load import load
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PADDING = 4

@@ -63,7 +63,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All that can be asked for by name."""
-        return [*self.targets, *self._further()]
+        return [*dict.fromkeys([*self.targets, *self._further()])]
 
     def load(self, name: str) -> Any:
         """The part of that name. Raises InputError where there is none, or where it cannot be imported."""

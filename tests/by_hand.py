@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
         "source": "synthetic", "synthetic_train": TRAIN, "synthetic_test": TEST, "synthetic_classes": CLASSES,
         "image_size": SIDE, "mean": MEAN, "std": STD,
     },
-    "optim": {"name": "sgd", "lr": 0.5, "momentum": 0, "nesterov": False},
+    "optim": {"name": "sgd", "lr": 0.5, "args": {"momentum": 0, "nesterov": False}},
     # An epoch is 12 images in micro-batches of 4, 4, 4, then 10 in 4, 4, 2: their weights differ.
     "train": {"duration": "5step", "batch_size": 12, "micro_batch": 4, "threads": 1},
     "eval": {"every": "100step"},  # and at the end, as checkpoints

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.gpu.timing import block_s, spread
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.training.loop import train_step
 from tests.gpu.correct_bits import Unwatched, steps_of
 from tests.gpu.suite import Place, expect

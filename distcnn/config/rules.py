@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-from distcnn.config.schema import Config, parse_duration
+from distcnn.config.schema import Config
+from distcnn.registry import Problem
 from distcnn.text import plural
-
-Problem = tuple[tuple[str, ...], str]  # the dotted keys involved; what is wrong, and what would be valid
 
 
 def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
     """What cannot work together, at any machine of that many ranks."""
-    train, data, schedule = config.train, config.data, config.schedule
+    train, data = config.train, config.data
     if train.precision == "fp16" and train.device == "cpu":
         yield ("train.precision", "train.device"), "fp16 needs CUDA; on the CPU use bf16 or fp32"
     if config.model.sync_batchnorm and train.device == "cpu":
@@ -57,24 +56,10 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.md5", "data.url"), "a checksum is only taken for an archive at data.url"
     if data.url is not None and data.source not in ("cifar10", "cifar100"):
         yield ("data.url", "data.source"), "only cifar10 and cifar100 are downloaded"
-    if schedule.name == "step" and not schedule.milestones:
-        yield ("schedule.milestones", "schedule.name"), "the step schedule needs them, for example [5ep, 8ep]"
-    if schedule.name != "step" and schedule.milestones:
-        yield ("schedule.milestones", "schedule.name"), f"used by the step schedule, not by {schedule.name}"
-    if schedule.name == "onecycle" and parse_duration(schedule.warmup)[0] > 0:
-        yield ("schedule.warmup", "schedule.name"), "onecycle has its own warm-up: set schedule.rise instead"
-    if config.optim.name == "muon" and not config.optim.nesterov:
-        yield ("optim.nesterov", "optim.name"), "muon's momentum is Nesterov's"
-    if config.optim.name == "muon" and train.precision == "fp16":
-        yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
     if train.backend == "nccl" and train.device == "cpu":
         yield ("train.backend", "train.device"), "NCCL exchanges between GPUs; use auto or gloo"
     if train.tf32 and train.device == "cpu":
         yield ("train.tf32", "train.device"), "TF32 is a format of CUDA devices"
-    if config.optim.fixed_norm and config.optim.name != "muon":
-        yield ("optim.fixed_norm", "optim.name"), f"is muon's way of scaling filters; {config.optim.name} has none"
-    if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
-        yield ("optim.nesterov", "optim.momentum"), "Nesterov's momentum needs a momentum above 0"
     if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):
         yield ("name",), "is the name of one folder inside output_dir: no slashes"
 

@@ -156,8 +156,10 @@ class ModelConfig:
 class OptimConfig:
     """The optimizer. BatchNorm parameters and biases get no weight decay."""
 
-    name: Literal["sgd", "adam", "adamw", "muon"] = Field(
-        default="sgd", description="optimizer; muon: for filters and hidden matrices, with Nesterov SGD for the rest"
+    name: str = Field(
+        default="sgd",
+        description="sgd, adam, adamw, muon (for filters and hidden matrices, with Nesterov SGD for the rest), or "
+        "package.module:callable",
     )
     lr: Float = Field(
         default=0.1, gt=0, description="peak learning rate, at optim.base_batch if lr_scaling is not none"
@@ -168,32 +170,20 @@ class OptimConfig:
     base_batch: Int = Field(default=128, ge=1, description="the global batch that optim.lr was chosen for")
     head_lr: Float | None = Field(default=None, gt=0, description="of the last linear layer's matrix; default: lr")
     bias_lr: Float | None = Field(default=None, gt=0, description="of biases and BatchNorm's parameters; default: lr")
-    momentum: Float = Field(default=0.9, ge=0, lt=1, description="sgd, muon: momentum")
-    nesterov: bool = Field(default=True, description="sgd: Nesterov's momentum")
-    beta1: Float = Field(default=0.9, ge=0, lt=1, description="adam, adamw")
-    beta2: Float = Field(default=0.999, ge=0, lt=1, description="adam, adamw")
-    eps: Float = Field(default=1e-8, gt=0, description="adam, adamw")
     weight_decay: Float = Field(default=0.0, ge=0, description="L2 term (sgd, adam) or decoupled decay (adamw, muon)")
-    fixed_norm: bool = Field(
-        default=False,
-        description="muon: scale each filter bank to the norm √filters before a step, which makes decay void; for "
-        "networks with BatchNorm after each convolution",
-    )
+    args: dict[str, Any] = Field(default_factory=dict, description="the optimizer's own arguments, as momentum of sgd")
 
 
 @dataclass(frozen=True, config=_SETTINGS)
 class ScheduleConfig:
     """The learning rate as a function of the step."""
 
-    name: Literal["constant", "linear", "step", "cosine", "onecycle"] = Field(default="constant", description="shape")
-    warmup: DurationOrZero = Field(default="0step", description="linear rise from zero before it; not for onecycle")
-    milestones: tuple[Duration, ...] = Field(default=(), description="step: when to multiply the rate by gamma")
-    gamma: Float = Field(default=0.1, gt=0, le=1, description="step: factor at each milestone")
-    final: Float = Field(
-        default=0.0, ge=0, le=1, description="linear, cosine, onecycle: the last rate as a share of the peak"
+    name: str = Field(
+        default="constant",
+        description="shape: constant, linear, step, cosine, onecycle, or package.module:callable",
     )
-    rise: Float = Field(default=0.3, gt=0, lt=1, description="onecycle: share of the steps before the peak")
-    initial: Float = Field(default=0.04, gt=0, le=1, description="onecycle: the first rate as a share of the peak")
+    warmup: DurationOrZero = Field(default="0step", description="linear rise from zero before it; not for onecycle")
+    args: dict[str, Any] = Field(default_factory=dict, description="the schedule's own arguments, as final of cosine")
 
 
 @dataclass(frozen=True, config=_SETTINGS)

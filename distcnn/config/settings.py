@@ -13,10 +13,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from distcnn.config.keys import KEYS, MAPPINGS, SECTIONS, TEXTS, shown
-from distcnn.config.rules import Problem, conflicts
+from distcnn.config.rules import conflicts
 from distcnn.config.schema import Config
 from distcnn.config.yaml_text import compose, construct, given_twice
 from distcnn.errors import DeviceError, InputError
+from distcnn.registry import Problem
 
 COMMAND_LINE = "command line"
 

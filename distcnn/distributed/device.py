@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from distcnn.config.rules import Problem
 from distcnn.config.schema import Config
 from distcnn.distributed.world import World, cores
+from distcnn.registry import Problem
 
 Backend = Literal["nccl", "gloo"]
 _SHARED_BY_NCCL = (2, 30)  # from this version on two ranks may be on one GPU, where NCCL_MULTI_RANK_GPU_ENABLE is 1

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distcnn.config.rules import Problem
 from distcnn.config.schema import Config
 from distcnn.distributed.world import Environment
 from distcnn.engine.base import Engine
 from distcnn.engine.ddp import buffers_option
+from distcnn.registry import Problem
 from distcnn.text import missing
 
 # `accelerate launch` hands over its configuration in the environment: what it says of the run's own keys …

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distcnn import models
 from distcnn.checkpoint.file import Checkpoints
 from distcnn.checkpoint.resume import load_exported, load_run, load_weights
-from distcnn.config.rules import Problem
 from distcnn.config.schema import Config
 from distcnn.config.settings import Overrides, saved_settings
 from distcnn.data.augment.pipeline import Normalize
@@ -20,6 +18,8 @@ from distcnn.distributed.device import common_device_problems, own_device_proble
 from distcnn.distributed.memory import explain_out_of_memory
 from distcnn.distributed.world import World
 from distcnn.errors import InputError
+from distcnn.models.build import build_model
+from distcnn.registry import Problem
 from distcnn.training.averaging import Averages
 from distcnn.training.build import make_preprocess, place
 
@@ -68,7 +68,7 @@ def load_model(
     )
     device, _ = set_up_device(config, world)
     classes, size = tuple(saved["classes"]), saved["image_size"]
-    model = models.build_model(config.model.name, len(classes), size, config.model.args)
+    model = build_model(config.model.name, len(classes), size, config.model.args)
     load_weights(model, saved, path)
     # Not compiled, whatever the run was: for one pass over some images that takes longer than it saves, and the last,
     # smaller batch would be compiled anew.

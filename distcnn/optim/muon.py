@@ -1,11 +1,16 @@
 """Muon for filters, SGD with Nesterov's momentum for the rest: one optimizer, one state."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from distcnn.config.schema import Config, Float
+from distcnn.optim.optimizers import head_of
+from distcnn.registry import Problem, checked_by
 
 # A quintic whose slope at zero is as steep as can be while all singular values end near 1 (Jordan et al. 2024, "Muon:
 # an optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/).
@@ -28,8 +33,14 @@ def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
     return flat.to(matrix.dtype)
 
 
+def _check(config: Config, _: Mapping[str, Any]) -> Iterator[Problem]:
+    if config.train.precision == "fp16":
+        yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
+
+
+@checked_by(_check)
 class Muon(Optimizer):
-    """The groups with `filters=True` are stepped by Muon, the others by SGD; all with Nesterov's momentum.
+    """Steps filters and hidden matrices by Muon, the head and all else by SGD; all with Nesterov's momentum.
 
     A filter bank [out, in, kh, kw] is one matrix [out, in·kh·kw]. With `fixed_norm` it is scaled to the norm √out
     before each step, for networks that normalise after every convolution, where its norm only dilutes the steps;
@@ -39,13 +50,22 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        groups: Iterable[dict[str, Any]],
+        params: Iterable[dict[str, Any]],
         lr: float,
-        momentum: float = 0.6,
+        model: nn.Module | None = None,
         *,
-        fixed_norm: bool = False,
+        momentum: Annotated[Float, Field(ge=0, lt=1, description="Nesterov's, of Muon and of SGD")] = 0.9,
+        fixed_norm: Annotated[
+            bool,
+            Field(
+                description="scale each filter bank to the norm √filters before a step, which makes decay void; for "
+                "networks with BatchNorm after each convolution"
+            ),
+        ] = False,
     ):
+        """`params` are groups; with a `model`, their filters and matrices are put into groups with `filters=True`."""
         defaults = {"lr": lr, "lr_scale": 1.0, "momentum": momentum, "weight_decay": 0.0, "filters": False}
+        groups = list(params) if model is None else _with_filters_apart(list(params), model)
         super().__init__(groups, defaults | {"fixed_norm": fixed_norm})
 
     @torch.no_grad()
@@ -83,3 +103,16 @@ class Muon(Optimizer):
             step *= max(1.0, rows / columns) ** 0.5
         kernel = update.shape[2:]
         return step.view(rows, *kernel, -1).permute(0, -1, *range(1, update.ndim - 1))
+
+
+def _with_filters_apart(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """The same groups, each with `filters`: those that hold both kinds are parted. The model's order decides theirs."""
+    # Not every tensor of two dimensions or more is a matrix of a layer: a scale per channel may be [C, 1, 1].
+    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)} - {head_of(model)}
+    group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
+    found: dict[tuple[int, bool], dict[str, Any]] = {}
+    for p in (p for p in model.parameters() if p in group_of):
+        filters = p in matrices
+        parted = found.setdefault((group_of[p], filters), groups[group_of[p]] | {"params": [], "filters": filters})
+        parted["params"].append(p)
+    return list(found.values())

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distcnn.config.rules import Problem
 from distcnn.config.schema import TrackingConfig
+from distcnn.registry import Problem
 from distcnn.runs.records import Record
 from distcnn.text import missing
 from distcnn.tracking.threaded import End

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from distcnn.config.rules import Problem
 from distcnn.config.schema import TrackingConfig
+from distcnn.registry import Problem
 from distcnn.runs.records import Record
 from distcnn.text import missing
 from distcnn.tracking.threaded import End

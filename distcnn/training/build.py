@@ -15,10 +15,8 @@ import torch._inductor.config
 from torch import nn
 from torch.optim import Optimizer
 
-from distcnn import models
 from distcnn.checkpoint.resume import find_resumed, unwritable
 from distcnn.config.plan import Plan, make_plan, to_steps
-from distcnn.config.rules import Problem
 from distcnn.config.schema import Config, DataConfig
 from distcnn.config.settings import Settings
 from distcnn.data.augment.mix import Mix
@@ -37,8 +35,12 @@ from distcnn.engine.accelerate import AccelerateEngine
 from distcnn.engine.base import AUTOCAST, Engine
 from distcnn.engine.ddp import DDPEngine
 from distcnn.errors import InputError
+from distcnn.models import MODELS
+from distcnn.models.build import build_model, forward_flops
+from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.optim.schedules import Schedule
+from distcnn.registry import Problem
 from distcnn.tracking import tensorboard_backend as tensorboard
 from distcnn.tracking import trackio_backend as trackio
 from distcnn.tracking import wandb_backend as wandb_tracking
@@ -74,7 +76,10 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
     yield from sources.problems(config.data)
     yield from common_device_problems(config, world)
-    yield from models.problems(config.model.name)
+    yield from MODELS.problems(config.model.name, config.model.args, config, "model.name", "model.args")
+    yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
+    schedule = config.schedule
+    yield from SCHEDULES.problems(schedule.name, schedule.args, config, "schedule.name", "schedule.args")
     for library in (wandb_tracking, tensorboard, trackio):
         yield from library.problems(config.tracking)
     if engine_of(config, world) is AccelerateEngine:
@@ -106,7 +111,7 @@ def prepare(config: Config, world: World) -> Parts:
         check_resident(train_data, device, world)
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
-    model = models.build_model(
+    model = build_model(
         config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_sizes
     )
     normalize = _normalize(config, train_data)
@@ -120,7 +125,7 @@ def prepare(config: Config, world: World) -> Parts:
         test_images=len(test_data),
         world_size=world.size,
         parameters=sum(p.numel() for p in model.parameters()),
-        forward_flops=models.forward_flops(model, image_size),
+        forward_flops=forward_flops(model, image_size),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=threads,
     )

@@ -15,7 +15,7 @@ from distcnn.distributed.signals import StopRequest, stopped
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.engine.base import Engine
 from distcnn.errors import NonFiniteLossError
-from distcnn.optim.optimizers import set_rate
+from distcnn.optim.optimizers import set_lr
 from distcnn.optim.schedules import Schedule
 from distcnn.runs.records import Record, event
 from distcnn.training.averaging import Averages
@@ -139,7 +139,7 @@ def train_step(
         watch.enter("data")
     running.end()
     watch.enter("optimizer")
-    set_rate(engine.optimizer, lr)
+    set_lr(engine.optimizer, lr)
     engine.step()
     return loss_part
 

@@ -25,7 +25,7 @@ from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.errors import DistcnnError, InputError, OutOfMemoryError, StoppedError
 from distcnn.files import whole_file
-from distcnn.optim.optimizers import regrouped
+from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.report import page as report_page
 from distcnn.runs import environment
 from distcnn.runs.history import read_history
@@ -84,7 +84,9 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         if parts.saved:
             try:
                 before = OptimConfig(**parts.saved["config"]["optim"])
-                optimizer = regrouped(parts.saved["optimizer"], model, before, config.optim)
+                optimizer = parts.saved["optimizer"]
+                if before != config.optim:  # whose groups may be others
+                    optimizer = regrouped(optimizer, make_optimizer(model, before, 1.0), parts.optimizer)
                 with enough_memory():  # its RuntimeError is none of these below
                     engine.load_state_dict(parts.saved | {"optimizer": optimizer})
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from distcnn.distributed.collectives import stack_ranks
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.world import World, world_from
 from distcnn.engine.ddp import DDPEngine
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 
 
 def masters_agree(world: World) -> bool:

@@ -36,7 +36,7 @@ def test_losses_agree_at_1_to_4_ranks(synthetic, tmp_path, model):
 
 SPEEDRUN = [
     "--model.name", "whitened_cnn", "--model.args", "{widths: [8, 16, 16]}", "--optim.name", "muon", "--optim.lr", "0.1",
-    "--optim.head_lr", "20", "--optim.bias_lr", "5", "--optim.fixed_norm", "true", "--optim.weight_decay", "0.1",
+    "--optim.head_lr", "20", "--optim.bias_lr", "5", "--optim.args.fixed_norm", "true", "--optim.weight_decay", "0.1",
     "--train.precision", "bf16-master", "--train.ema", "0.9", "--train.lookahead", "2", "--eval.views", "crops",
     "--data.holdout", "50",
 ]  # fmt: skip

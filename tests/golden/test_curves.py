@@ -5,8 +5,9 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, ScheduleConfig, TrainConfig
+from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConfig
 from distcnn.models import MODELS
+from distcnn.optim import OPTIMIZERS, SCHEDULES
 from tests.golden.curves import FOLDER, NAMES, TOLERANCES, Curve, kept, run
 from tests.ranks import run_ranks
 
@@ -42,9 +43,11 @@ def test_together_they_use_every_option():
     configs = [yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in NAMES]
     used = {(section, key, str(value)) for config in configs for section, keys in config.items()
             if isinstance(keys, dict) for key, value in keys.items()}  # fmt: skip
-    choices = {("model", "name", name) for name in MODELS}
+    tables = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES}
+    choices = {(section, "name", name) for section, table in tables.items() for name in table.builtin}
+    used |= {("schedule", "name", "constant"), ("optim", "name", "sgd")}  # the defaults
     for section, schema, keys in (
-        ("schedule", ScheduleConfig, ["name"]), ("optim", OptimConfig, ["name", "lr_scaling"]),
+        ("optim", OptimConfig, ["lr_scaling"]),
         ("train", TrainConfig, ["precision", "gradient_sum"]), ("data", DataConfig, ["crop_mode", "loader"]),
         ("eval", EvalConfig, ["views"]),
     ):  # fmt: skip

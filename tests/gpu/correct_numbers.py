@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from distcnn.config.schema import OptimConfig
 from distcnn.engine.ddp import DDPEngine
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT

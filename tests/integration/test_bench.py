@@ -9,7 +9,8 @@ from distcnn.bench.measure import PHASES, Steps, count_flops
 from distcnn.config.settings import Settings
 from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.world import World
-from distcnn.models import MODELS, build_model
+from distcnn.models import MODELS
+from distcnn.models.build import build_model
 from distcnn.training.build import prepare
 from tests.benched import FLOPS, audited, steps_of
 from tests.ranks import run_ranks, run_torchrun
@@ -22,7 +23,7 @@ def test_flops_of_a_step_are_those_of_forward_and_backward(setting):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS.builtin)
 def test_the_built_in_models_keep_the_layout(name, precision):
     assert audited(build_model(name, 10, 32), precision) == []
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from distcnn.config.keys import KEYS, documented_keys
+from distcnn.optim import OPTIMIZERS, SCHEDULES
 from tests.integration.effects import (
     Effect,
     Ran,
@@ -401,7 +402,7 @@ def same_numbers(runs: Sequence[Ran]) -> None:
     results_equal(runs)
 
 
-RAW_SGD = {"optim.momentum": 0, "optim.nesterov": False}
+RAW_SGD = {"optim.args": {"momentum": 0, "nesterov": False}}
 ONE_STEP = {"train.duration": "1step"}
 NO_RATE = {"optim.lr": 1e-12}  # the weights stay as they began
 HALF, FULL = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
@@ -520,15 +521,19 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
             values_are(lambda ran: [*ran.held], [[0.05]] * 4, [[0.05, 0.2]] * 4)]),
     ),
     # The first step from rest is the same without Nesterov's look ahead.
-    "optim.momentum": (
-        Effect([0.9, 0.5, 0], [losses_differ_from(3)], {"optim.nesterov": False}),
+    "optim.args.momentum": (
+        Effect([0.9, 0.5, 0], [losses_differ_from(3)], {"optim.args": {"nesterov": False}}),
         Effect([0.9, 0.5], [losses_differ_from(2)], {"optim.name": "muon"}),
     ),
-    "optim.nesterov": Effect([True, False], [losses_differ_from(2)]),
+    "optim.args.nesterov": Effect([True, False], [losses_differ_from(2)]),
     # The bias correction makes the first step the same, but for its last bits.
-    "optim.beta1": Effect([0.9, 0.5], [losses_differ_from(3, close=1e-5)], {"optim.name": "adam", "optim.lr": 0.01}),
-    "optim.beta2": Effect([0.999, 0.5], [losses_differ_from(3, close=1e-5)], {"optim.name": "adamw", "optim.lr": 0.01}),
-    "optim.eps": (
+    "optim.args.betas": (
+        Effect([[0.9, 0.999], [0.5, 0.999]], [losses_differ_from(3, close=1e-5)],
+               {"optim.name": "adam", "optim.lr": 0.01}),
+        Effect([[0.9, 0.999], [0.9, 0.5]], [losses_differ_from(3, close=1e-5)],
+               {"optim.name": "adamw", "optim.lr": 0.01}),
+    ),
+    "optim.args.eps": (
         Effect([1e-8, 1e-2], [losses_differ_from(2)], {"optim.name": "adam"}),
         Effect([1e-8, 1e-2], [losses_differ_from(2)], {"optim.name": "adamw"}),
     ),
@@ -539,34 +544,34 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         Effect([0, 0.2], [weights_differ_in(*MATRICES), decayed("muon")], {"optim.name": "muon", **ONE_STEP}),
         Effect([0, 0.2], [weights_differ_in(*MATRICES)], {"optim.name": "adam", **ONE_STEP}),
     ),
-    "optim.fixed_norm": Effect([False, True], [weights_differ_in("conv.weight", "hidden.weight"), filters_have_their_norm],
+    "optim.args.fixed_norm": Effect([False, True], [weights_differ_in("conv.weight", "hidden.weight"), filters_have_their_norm],
                                {**NO_RATE, **ONE_STEP, "optim.name": "muon"}),
     "schedule.name": (
         Effect(["constant", "linear", "cosine", "onecycle"], [rates_are(
             [0.05] * 4, [0.05, 0.0375, 0.025, 0.0125], [cosine(0.05, 0, step / 4) for step in range(4)],
             [0.05 * 0.04, cosine(0.05 * 0.04, 0.05, 1 / 1.2), cosine(0.05, 0, 0.8 / 2.8), cosine(0.05, 0, 1.8 / 2.8)])]),
-        Effect(["step", "constant"], [refused(None, "used by the step schedule, not by constant")],
-               {"schedule.milestones": ["2step"]}),
+        Effect(["step", "constant"], [refused(None, "unknown argument; it takes none")],
+               {"schedule.args": {"milestones": ["2step"]}}),
     ),
     "schedule.warmup": Effect(["0step", "2step", "32img", "0.6ep"], [rates_are(
         [0.05] * 4, [0.05 / 3, 0.1 / 3, 0.05, 0.05], [0.05 / 3, 0.1 / 3, 0.05, 0.05], [0.0125, 0.025, 0.0375, 0.05])]),
-    "schedule.milestones": Effect([["2step"], ["3step"], ["1step", "2step"]], [rates_are(
+    "schedule.args.milestones": Effect([["2step"], ["3step"], ["1step", "2step"]], [rates_are(
         [0.05, 0.05, 0.005, 0.005], [0.05, 0.05, 0.05, 0.005], [0.05, 0.005, 0.0005, 0.0005])], {"schedule.name": "step"}),
-    "schedule.gamma": Effect([0.1, 0.5], [rates_are([0.05, 0.05, 0.005, 0.005], [0.05, 0.05, 0.025, 0.025])],
-                             {"schedule.name": "step", "schedule.milestones": ["2step"]}),
-    "schedule.final": (
+    "schedule.args.gamma": Effect([0.1, 0.5], [rates_are([0.05, 0.05, 0.005, 0.005], [0.05, 0.05, 0.025, 0.025])],
+                             {"schedule.name": "step", "schedule.args": {"milestones": ["2step"]}}),
+    "schedule.args.final": (
         Effect([0.0, 0.5], [rates_are([0.05, 0.0375, 0.025, 0.0125], [0.05, 0.04375, 0.0375, 0.03125])],
                {"schedule.name": "linear"}),
         Effect([0.0, 0.5], [rates_are(*[[cosine(0.05, end, step / 4) for step in range(4)] for end in (0, 0.025)])],
                {"schedule.name": "cosine"}),
         Effect([0.0, 0.5], [rates_are(*[[0.002, 0.05, cosine(0.05, end, 1 / 3), cosine(0.05, end, 2 / 3)]
-                                        for end in (0, 0.025)])], {"schedule.name": "onecycle", "schedule.rise": 0.25}),
+                                        for end in (0, 0.025)])], {"schedule.name": "onecycle", "schedule.args": {"rise": 0.25}}),
     ),
-    "schedule.rise": Effect([0.25, 0.5], [rates_are(
+    "schedule.args.rise": Effect([0.25, 0.5], [rates_are(
         [0.002, 0.05, cosine(0.05, 0, 1 / 3), cosine(0.05, 0, 2 / 3)], [0.002, 0.026, 0.05, 0.025])],
         {"schedule.name": "onecycle"}),
-    "schedule.initial": Effect([0.04, 0.5], [rates_are([0.002, 0.026, 0.05, 0.025], [0.025, 0.0375, 0.05, 0.025])],
-                               {"schedule.name": "onecycle", "schedule.rise": 0.5}),
+    "schedule.args.initial": Effect([0.04, 0.5], [rates_are([0.002, 0.026, 0.05, 0.025], [0.025, 0.0375, 0.05, 0.025])],
+                               {"schedule.name": "onecycle", "schedule.args": {"rise": 0.5}}),
     "train.duration": Effect(["3step", "1ep", "0.4ep", "100img"], [
         values_are(lambda ran: len(ran.losses), 3, 5, 2, 7), plan_says("steps", 3, 5, 2, 7), losses_equal]),
     "train.batch_size": Effect([16, 40], [batches_are([16] * 4, [40] * 4), plan_says("steps_per_epoch", 5, 2),
@@ -677,7 +682,23 @@ LEFT_OUT = {
 
 
 def test_every_key_stands_in_one_of_the_tables():
-    assert sorted([*EFFECTS, *ELSEWHERE]) == sorted(KEYS)  # none is missing, unknown or in both
+    keys = [key for key in KEYS if key not in ARGUMENTS_OF] + arguments()
+    assert sorted([*EFFECTS, *ELSEWHERE]) == sorted(keys)  # none is missing, unknown or in both
+
+
+# Mappings of arguments: what each built-in part takes stands in the table, argument by argument.
+ARGUMENTS_OF = {"optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
+
+
+def arguments() -> list[str]:
+    """Every argument of every built-in part, such as optim.args.momentum, once."""
+    found = [
+        f"{key}.{one.name}"
+        for key, parts in ARGUMENTS_OF.items()
+        for name in parts.builtin
+        for one in parts.arguments(name)
+    ]
+    return [*dict.fromkeys(found)]
 
 
 def effects_of(key: str) -> tuple[Effect, ...]:

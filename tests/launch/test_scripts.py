@@ -73,10 +73,10 @@ def test_bad_input_ends_with_2_and_is_said_once(synthetic, tmp_path):
     """torchrun itself ends with 1; the file of a caller is used, and what an earlier run left in it is not."""
     file = tmp_path / "exit_code"
     file.write_text("75")
-    given = ["torchrun", "-n", 2, synthetic, "--optim.momentum", "1.5"]
+    given = ["torchrun", "-n", 2, synthetic, "--optim.args.momentum", "1.5"]
     done = script(*given, DISTCNN_EXIT_CODE_FILE=str(file))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.count("optim.momentum = 1.5") == 1
+    assert done.stderr.count("optim.args.momentum = 1.5") == 1
     assert file.read_text().strip() == "2"
 
 

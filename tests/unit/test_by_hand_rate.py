@@ -23,17 +23,17 @@ SCHEDULES = {
     "constant, warm-up": ({"warmup": "3step"}, [*WARM_UP, 1, 1, 1, 1, 1, 1, 1]),
     "linear": ({"name": "linear"}, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
     "linear, warm-up": (
-        {"name": "linear", "warmup": "3step", "final": 0.3},
+        {"name": "linear", "warmup": "3step", "args.final": 0.3},
         [*WARM_UP, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
     ),
-    "step": ({"name": "step", "milestones": ["4step", "8step"]}, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+    "step": ({"name": "step", "args.milestones": ["4step", "8step"]}, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]),
     "step in epochs": (  # of five steps
-        {"name": "step", "milestones": ["1ep"], "gamma": 0.5, "warmup": "3step"},
+        {"name": "step", "args.milestones": ["1ep"], "args.gamma": 0.5, "warmup": "3step"},
         [*WARM_UP, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5],
     ),
     "cosine": ({"name": "cosine"}, [half_cosine(1, 0, s / 10) for s in range(10)]),
     "cosine, warm-up": (
-        {"name": "cosine", "warmup": "3step", "final": 0.1},
+        {"name": "cosine", "warmup": "3step", "args.final": 0.1},
         [*WARM_UP, *(half_cosine(1, 0.1, s / 7) for s in range(7))],
     ),
     "onecycle": (  # the peak is at step 3
@@ -41,7 +41,7 @@ SCHEDULES = {
         [*(half_cosine(0.04, 1, s / 3) for s in range(3)), *(half_cosine(1, 0, s / 7) for s in range(7))],
     ),
     "onecycle, late": (
-        {"name": "onecycle", "rise": 0.8, "initial": 0.5, "final": 0.2},
+        {"name": "onecycle", "args": {"rise": 0.8, "initial": 0.5, "final": 0.2}},
         [*(half_cosine(0.5, 1, s / 8) for s in range(8)), 1, half_cosine(1, 0.2, 1 / 2)],
     ),
 }
@@ -66,8 +66,8 @@ def test_the_optimizer_holds_the_schedules_rate_at_every_step_and_moves_by_it(tm
     ("optimizer", "groups"),
     [
         ({"name": "sgd"}, {"conv.weight": 1, "conv.bias": 3, "head.weight": 0.2, "head.bias": 3}),
-        ({"name": "adamw"}, {"conv.weight": 1, "conv.bias": 3, "head.weight": 0.2, "head.bias": 3}),
-        ({"name": "muon", "nesterov": True, "momentum": 0.6}, {"conv.weight": 1, "conv.bias": 3, "head.weight": 0.2, "head.bias": 3}),
+        ({"name": "adamw", "args": {}}, {"conv.weight": 1, "conv.bias": 3, "head.weight": 0.2, "head.bias": 3}),
+        ({"name": "muon", "args": {"momentum": 0.6}}, {"conv.weight": 1, "conv.bias": 3, "head.weight": 0.2, "head.bias": 3}),
     ],
 )  # fmt: skip
 def test_the_heads_and_the_biases_rates_are_scaled_alike(tmp_path, optimizer, groups):

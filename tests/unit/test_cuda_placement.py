@@ -18,7 +18,7 @@ from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst
 from distcnn.data.loaders import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.distributed.world import World
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.training.build import prepare
 from tests.golden import curves

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from distcnn.config.schema import OptimConfig
 from distcnn.engine.base import bf16_copy
 from distcnn.engine.ddp import DDPEngine
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_what_is_saved_are_the_masters():
 
 def test_the_configs_settings_of_an_optimizer_win_over_those_saved():
     """Weight decay, momentum and a head's rate may be changed on a resume, where that is allowed."""
-    before, now = (OptimConfig(name="muon", lr=0.1, head_lr=rate, momentum=m, weight_decay=d)
+    before, now = (OptimConfig(name="muon", lr=0.1, head_lr=rate, weight_decay=d, args={"momentum": m})
                    for rate, m, d in ((5.0, 0.6, 0.1), (7.0, 0.8, 0.2)))  # fmt: skip
     saved, model = network(), network()
     first = DDPEngine(saved, make_optimizer(saved, before, 0.1), CPU, "bf16-master")

@@ -10,7 +10,7 @@ from distcnn import text
 from distcnn.config.settings import Settings
 from distcnn.engine.accelerate import AccelerateEngine, compiles, defaults, problems
 from distcnn.engine.ddp import DDPEngine
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 
 MIXED, DYNAMO, CPU = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU"
 

@@ -307,9 +307,7 @@ def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_pat
         distcnn.train(RUN, overrides)
     assert list(tmp_path.iterdir()) == []
     # Streamed, it goes on, to what needs the GPU.
-    monkeypatch.setattr(
-        "distcnn.training.build.models.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built"))
-    )
+    monkeypatch.setattr("distcnn.training.build.build_model", lambda *_: (_ for _ in ()).throw(LookupError("built")))
     with pytest.raises(LookupError, match="built"):
         distcnn.train(RUN, overrides | {"data.loader": "streaming"})
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from distcnn.errors import InputError
-from distcnn.models import MODELS, build_model, forward_flops, problems
+from distcnn.models import MODELS
+from distcnn.models.build import build_model, forward_flops
 
 
 def parameters(model):
@@ -80,7 +81,7 @@ def test_parameter_counts(name, count):
     assert parameters(build_model(name, 10, 32)) == count
 
 
-@pytest.mark.parametrize("name", [*MODELS])
+@pytest.mark.parametrize("name", [*MODELS.builtin])
 @pytest.mark.parametrize(("classes", "size"), [(3, 16), (100, 33)])
 def test_other_sizes_and_numbers_of_classes(name, classes, size):
     args = {"resnet9": {"width": 4}}.get(name, {})
@@ -152,12 +153,12 @@ def test_flops_are_those_of_a_hand_calculation():
     [("simplecnn", "simple_cnn"), ("resnet81", "resnet18"), ("mobilenet_v3_smal", "mobilenet_v3_small")],
 )
 def test_an_unknown_name_gives_the_nearest(name, meant):
-    ((keys, message),) = problems(name)
+    ((keys, message),) = MODELS.problems(name, {}, None, "model.name")
     assert keys == ("model.name",)
     assert meant in message.split(";")[1]
-    assert all(known in message for known in MODELS)
-    assert refused(name, 10, 32) == message
-    assert list(problems(meant)) == []
+    assert all(known in message for known in MODELS.builtin)
+    assert refused(name, 10, 32) == f"model.name = {name}: {message}"
+    assert list(MODELS.problems(meant, {}, None, "model.name")) == []
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_an_unknown_name_gives_the_nearest(name, meant):
     ],
 )
 def test_a_callable_that_is_not_there(user_module, name, named):
-    ((keys, message),) = problems(name.replace("{ours}", user_module))
+    ((keys, message),) = MODELS.problems(name.replace("{ours}", user_module), {}, None, "model.name")
     assert keys == ("model.name",)
     assert named.replace("{ours}", user_module) in message
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from distcnn.config.schema import OptimConfig
 from distcnn.errors import InputError
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.optim.muon import Muon, orthogonalized
-from distcnn.optim.optimizers import make_optimizer, set_rate
+from distcnn.optim.optimizers import make_optimizer, set_lr
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (8, 8)])
@@ -26,7 +26,7 @@ def steps_of(model, optimizer, rates):
     for step, lr in enumerate(rates):
         torch.manual_seed(step)
         model(torch.randn(4, 3, 8, 8)).square().mean().backward()
-        set_rate(optimizer, lr)
+        set_lr(optimizer, lr)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -38,7 +38,7 @@ def network():
 
 def test_biases_and_head_are_stepped_by_sgd_at_rates_of_their_own():
     model, twin = network(), network()
-    config = OptimConfig(name="muon", lr=0.02, head_lr=0.3, bias_lr=0.1, momentum=0.8, weight_decay=0.5)
+    config = OptimConfig(name="muon", lr=0.02, head_lr=0.3, bias_lr=0.1, weight_decay=0.5, args={"momentum": 0.8})
     optimizer = make_optimizer(model, config, lr=0.02)
     head, biases = [twin[4].weight], [twin[0].bias, twin[2].bias, twin[4].bias]
     filters = [twin[0].weight, twin[2].weight]
@@ -82,7 +82,7 @@ def test_with_a_fixed_norm_the_weights_norm_is_restored_before_each_step():
 
 
 def test_a_resumed_optimizer_goes_on_with_its_momentum():
-    config = OptimConfig(name="muon", lr=0.02, momentum=0.8)
+    config = OptimConfig(name="muon", lr=0.02, args={"momentum": 0.8})
     models = [network(), network()]
     straight, first, second = (make_optimizer(m, config, 0.02) for m in (models[0], models[1], models[1]))
     steps_of(models[0], straight, [0.02, 0.01])
@@ -109,7 +109,7 @@ def test_a_scale_per_channel_is_no_filter_and_filters_of_zeros_stay_finite():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3))
     model.scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
     nn.init.zeros_(model[1].weight)
-    optimizer = make_optimizer(model, OptimConfig(name="muon", lr=0.01, fixed_norm=True), 0.01)
+    optimizer = make_optimizer(model, OptimConfig(name="muon", lr=0.01, args={"fixed_norm": True}), 0.01)
     filters = [p for group in optimizer.param_groups if group["filters"] for p in group["params"]]
     assert len(filters) == 2
     (model(torch.ones(1, 3, 4, 4)) * model.scale).sum().backward()

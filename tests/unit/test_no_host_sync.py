@@ -14,7 +14,7 @@ from distcnn.data.sources.load import ImageSet
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.engine.ddp import DDPEngine
-from distcnn.models import build_model
+from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.loop import train_step

@@ -81,7 +81,7 @@ def test_the_rate_for_another_batch(rule, factor):
 
 @pytest.mark.parametrize("name", ["constant", "linear", "step", "cosine"])
 def test_the_warm_up_rises_in_equal_steps_to_the_peak(name):
-    milestones = {"milestones": ("60step",)} if name == "step" else {}
+    milestones = {"args": {"milestones": ["60step"]}} if name == "step" else {}
     got = rates(name=name, warmup="4step", **milestones)
     assert got[:4] == pytest.approx([0.08, 0.16, 0.24, 0.32])
     assert got[4] == 0.4
@@ -93,7 +93,7 @@ def test_constant():
 
 
 def test_milestones_are_those_of_multisteplr():
-    got = rates(name="step", milestones=("3ep", "20step", "4ep"), gamma=0.5)
+    got = rates(name="step", args={"milestones": ["3ep", "20step", "4ep"], "gamma": 0.5})
     optimizer = torch.optim.SGD([torch.zeros(1)], 0.4)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 60, 80], 0.5)
     for step, rate in enumerate(got):
@@ -103,13 +103,13 @@ def test_milestones_are_those_of_multisteplr():
 
 
 def test_linear_is_a_straight_line():
-    got = rates(name="linear", final=0.2)
+    got = rates(name="linear", args={"final": 0.2})
     steps = [after - before for before, after in pairwise(got)]
     assert steps == pytest.approx([(0.2 - 1) * got[0] / len(got)] * (len(got) - 1))
 
 
 def test_cosine_is_the_closed_form():
-    got = rates(name="cosine", warmup="1ep", final=0.1)
+    got = rates(name="cosine", warmup="1ep", args={"final": 0.1})
     for step in range(20, 100):
         done = (step - 20) / 80
         assert got[step] == pytest.approx(0.04 + 0.36 * (1 + math.cos(math.pi * done)) / 2, rel=1e-12)
@@ -127,7 +127,7 @@ def test_onecycle_is_that_of_pytorch(rise, initial, final, steps):
     Here the cycle takes `steps` whole steps: its end is the rate of one update more. So a PyTorch cycle of
     steps + 1 updates, with its peak at the same update, is the same curve.
     """
-    got = rates(steps, name="onecycle", rise=rise, initial=initial, final=final)
+    got = rates(steps, name="onecycle", args={"rise": rise, "initial": initial, "final": final})
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -145,7 +145,7 @@ def test_onecycle_is_that_of_pytorch(rise, initial, final, steps):
 
 
 def test_onecycle_ends_and_flanks():
-    got = rates(name="onecycle", rise=0.3, initial=0.1, final=0.01)
+    got = rates(name="onecycle", args={"rise": 0.3, "initial": 0.1, "final": 0.01})
     assert got[0] == pytest.approx(0.04)
     assert got[30] == max(got) == pytest.approx(0.4)
     assert all(a < b for a, b in pairwise(got[:31]))

@@ -81,12 +81,12 @@ def test_a_text_value_is_taken_as_it_is_typed(value):
 
 def test_all_problems_at_once_with_their_places(tmp_path):
     text = "seed: true\ntrain:\n  batch_size: 2.5\n  duration: 10\noptim:\n  lr: -1\n  foo: 2\n"
-    settings = read(tmp_path, text, "stray", "--schedule.name", "cos", "--data.mean=[1, 2]", "--eval.every")
+    settings = read(tmp_path, text, "stray", "--engine", "dpp", "--data.mean=[1, 2]", "--eval.every")
     path = tmp_path / "run.yaml"
     expected = {
         "seed = true": f"({path}:1)", "train.batch_size = 2.5": f"({path}:3)", "train.duration = 10": f"({path}:4)",
         "optim.lr = -1": f"({path}:6)", "optim.foo": f"({path}:7)", "stray": "(command line)",
-        "schedule.name = cos": "(command line)", "data.mean = [1, 2]": "(command line)", "eval.every": "(command line)",
+        "engine = dpp": "(command line)", "data.mean = [1, 2]": "(command line)", "eval.every": "(command line)",
     }  # fmt: skip
     found = problems(settings)
     assert len(found) == len(expected)
@@ -102,17 +102,17 @@ def test_all_problems_at_once_with_their_places(tmp_path):
         ("optim.lr", "false", "number"),
         ("optim.lr", ".nan", "finite"),
         ("optim.lr", "fast", "number"),
-        ("optim.momentum", "1", "less than 1"),
+        ("optim.weight_decay", "-1", "greater than or equal to 0"),
         ("data.flip", "maybe", "boolean"),
         ("data.test_fraction", "1.0", "less than 1"),
         ("data.md5", "xyz", "pattern"),
         ("data.mean", "[0.5, 0.5, x]", "number"),
         ("seed", "4294967296", "less than 4294967296"),
-        ("optim.name", "sdg", "'adam', 'adamw' or 'muon'"),
+        ("train.precision", "bf61", "'bf16', 'bf16-master' or 'fp16'"),
         ("train.duration", "10", "10ep"),
         ("train.duration", "1.5step", "500step"),
         ("train.duration", "0ep", "longer than zero"),
-        ("schedule.milestones", "[5]", "10ep"),
+        ("schedule.warmup", "5", "10ep"),
         ("model.args", "5", "dictionary"),
     ],
 )

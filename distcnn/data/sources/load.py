@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distcnn.config.rules import Problem
 from distcnn.config.schema import DataConfig
 from distcnn.data.sources.cifar import load_cifar
 from distcnn.data.sources.folder import load_folder, stratified_split
 from distcnn.errors import InputError
+from distcnn.registry import Problem
 from distcnn.text import listed, missing
 
 Split = Literal["train", "test"]
