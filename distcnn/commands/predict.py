@@ -2,12 +2,11 @@
 
 import argparse
 import csv
-import glob
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -30,7 +29,6 @@ EPILOG = """examples:
 Images are turned upright, resized, cropped and normalised as in the model's training, and its precision and views are
 used. Unreadable ones are named and left out; the exit code is then 1.
 """
-_MARKS = "*?["
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +42,9 @@ def run(arguments: list[str]) -> None:
     output = Path(options.output) if options.output else None
     if output and not output.absolute().parent.is_dir():
         problems.append(f"--output {output}: no such folder; make it first")
-    paths = found_images(options.paths, problems)
+    from distcnn.inference.images import find_images
+
+    paths = find_images(options.paths, problems)
     if problems:
         raise InputError(problems)
     from rich.console import Console
@@ -85,30 +85,6 @@ def run(arguments: list[str]) -> None:
                 console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=True)
     if unreadable:
         raise DistcnnError(f"{len(unreadable)} of {len(paths)} files could not be read as images, and were left out")
-
-
-def found_images(paths: Iterable[str], problems: list[str]) -> list[str]:
-    """The files that paths, folders (with all below them) and patterns name, each in its order; adds to `problems`."""
-    from PIL import Image
-
-    from distcnn.data.sources.folder import files_below
-
-    known = Image.registered_extensions()
-    found: list[str] = []
-    for path in paths:
-        if Path(path).is_dir():
-            inside = sorted(files_below(Path(path)))
-            images = [file for file in inside if Path(file).suffix.lower() in known]
-            if not images:
-                problems.append(f"{path}: a folder without images")
-            found += images
-        elif Path(path).exists():
-            found.append(path)
-        elif set(_MARKS) & set(path) and (matching := sorted(glob.glob(path, recursive=True))):  # noqa: PTH207
-            found += [file for file in matching if Path(file).is_file()]
-        else:
-            problems.append(f"{path}: no such file, folder or pattern of files")
-    return found
 
 
 @contextmanager

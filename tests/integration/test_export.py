@@ -1,7 +1,6 @@
 """distcnn export: every format agrees with PyTorch on real images, at any batch size, or is not kept."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,9 @@ import yaml
 
 import distcnn
 from distcnn.__main__ import main
-from distcnn.commands import export
+from distcnn.inference.export import FORMATS
+from distcnn.inference.export.torchscript import TorchScript
+from distcnn.inference.export.verify import check_difference
 from distcnn.models import MODELS
 
 ARGS = {"resnet9": {"width": 8}}
@@ -31,13 +32,13 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODELS.builtin)
 def test_every_built_in_model_gives_the_same_probabilities_in_every_format(runs, name, capsys):
-    assert main(["export", str(runs / name), "--format", *export.FORMATS, "--count", "90"]) == 0, (
+    assert main(["export", str(runs / name), "--format", *FORMATS.names(), "--count", "90"]) == 0, (
         capsys.readouterr().err
     )
     out = capsys.readouterr().out
     folder = runs / name / "export"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*(f[0] for f in export.FORMATS.values()), "README.md"]
+        [*(FORMATS.load(name).file for name in FORMATS.names()), "README.md"]
     )
     differences = [float(line.split("difference ")[1].split()[0]) for line in out.splitlines() if "difference" in line]
     assert len(differences) == 4
@@ -57,12 +58,8 @@ def test_the_onnx_file_is_all_one_needs(runs, tmp_path):
 
 
 def test_what_differs_is_not_kept(runs, monkeypatch, capsys, tmp_path):
-    name, write, load = export.FORMATS["torchscript"]
-
-    def wrong(path: Path):
-        return lambda images: load(path)(images) + 2e-4
-
-    monkeypatch.setitem(export.FORMATS, "torchscript", (name, write, wrong))
+    load = TorchScript.load
+    monkeypatch.setattr(TorchScript, "load", lambda path: lambda images: load(path)(images) + 2e-4)
     assert main(["export", str(runs / "simple_cnn"), "--format", "torchscript", "--output", str(tmp_path)]) == 1
     assert "differs from PyTorch's own probabilities by 0.0002" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -70,9 +67,7 @@ def test_what_differs_is_not_kept(runs, monkeypatch, capsys, tmp_path):
 
 def test_not_a_number_is_a_difference():
     with pytest.raises(distcnn.DistcnnError, match="nan"):
-        export._difference(
-            lambda images: torch.full((len(images), 2), torch.nan), np.zeros((3, 1), np.uint8), torch.zeros(3, 2), "x"
-        )
+        check_difference(torch.full((3, 2), torch.nan), torch.zeros(3, 2), "x")
 
 
 def test_the_card_is_one_as_the_hub_reads_it(runs, tmp_path):
@@ -102,4 +97,11 @@ def test_weights_alone_need_images_to_be_compared_on(runs, tmp_path, capsys):
     Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save(tmp_path / "a.png")
     arguments = ["--format", "torchscript", "--images", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
     assert main(["export", str(weights), *arguments]) == 0
-    assert "on 1 images of" in capsys.readouterr().out
+    assert "on 1 image of" in capsys.readouterr().out
+
+
+def test_every_wrong_format_is_told_at_once(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--format", "onx", "builtins:dict", "distcnn:nothing"]) == 2
+    err = capsys.readouterr().err
+    for problem in ("--format onx: unknown; did you mean onnx?", "builtins:dict: should be a subclass", "nothing"):
+        assert problem in err

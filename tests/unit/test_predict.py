@@ -8,7 +8,7 @@ from PIL import Image
 
 import distcnn
 from distcnn.__main__ import main
-from distcnn.commands.predict import found_images
+from distcnn.inference.images import find_images
 from tests.photos import train_model, write_photos
 
 
@@ -81,7 +81,7 @@ def test_bad_requests_are_told_all_at_once(model, tmp_path, capsys):
 def test_patterns_and_folders_keep_their_own_order(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     problems: list[str] = []
-    found = found_images(["photos/**/image [12].png", "photos/below", "photos/image 0.png"], problems)
+    found = find_images(["photos/**/image [12].png", "photos/below", "photos/image 0.png"], problems)
     below = [f"photos/below/image {i}.png" for i in (1, 3, 5, 7, 9)]
     assert found == ["photos/below/image 1.png", "photos/image 2.png", *below, "photos/image 0.png"]
     assert problems == []
