@@ -1,16 +1,55 @@
-"""Which rank this process is, by its launcher's variables alone: only for who prints a message."""
+"""Which launcher started this process, and which of its ranks it is, by environment variables alone. No torch."""
 
 from collections.abc import Mapping
+from typing import Any
 
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+from distcnn.errors import InputError, LauncherError
+from distcnn.registry import Registry
+
+# Innermost first: the first that detects its variables made this process, and those of the others are inherited.
+LAUNCHERS = Registry(
+    "launchers",
+    {
+        # torchrun inside srun or mpirun: the agents are the scheduler's tasks, the workers are torchrun's.
+        "torch": "distcnn.distributed.launchers.torch:Torch",
+        # Those of installed packages come here: they may run inside an allocation, and torchrun inside them.
+        # mpirun inside an allocation starts its daemons by srun: its ranks inherit the step of their daemon.
+        "mpi": "distcnn.distributed.launchers.mpi:MPI",
+        "slurm": "distcnn.distributed.launchers.slurm:Slurm",
+        "single": "distcnn.distributed.launchers.single:Single",  # detects every environment
+    },
+)
+
+
+def launcher_of(environment: Mapping[str, str]) -> Any:
+    """Return the innermost launcher (a `distributed.launchers.base.Launcher`) that detects its variables.
+
+    Raises LauncherError where the launcher of an installed package cannot be imported: it may be the one.
+    """
+    innermost, *outer = LAUNCHERS.builtin
+    installed = [name for name in LAUNCHERS.names() if name not in LAUNCHERS.builtin]
+    return next(one for one in map(_load, [innermost, *installed, *outer]) if one.detect(environment))
 
 
 def rank_from_env(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, local rank) as well as they can be known before, or without, a World; 0 where no variable tells."""
+    """Return (rank, local rank) where there is no World, before or without it; 0 where no variable tells.
+
+    Only to decide which process prints a message: the variables may be wrong.
+    """
+    try:
+        launcher = launcher_of(environment)
+    except LauncherError:
+        return 0, 0  # each rank prints it
 
     def first(names: tuple[str, ...]) -> int:
         texts = [environment[name] for name in names if name in environment]
         return int(texts[0]) if texts and texts[0].isdecimal() else 0
 
-    return first(RANK_VARIABLES), first(LOCAL_RANK_VARIABLES)
+    return first(launcher.rank_names), first(launcher.local_rank_names)
+
+
+def _load(name: str) -> Any:
+    try:
+        return LAUNCHERS.load(name)()
+    except InputError as error:
+        raise LauncherError(f"launcher {name}: {error}; repair or uninstall the package that provides it") from error

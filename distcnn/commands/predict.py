@@ -51,10 +51,11 @@ def run(arguments: list[str]) -> None:
     from rich.progress import track
 
     from distcnn.distributed.collectives import check_same
+    from distcnn.distributed.cores import cores
     from distcnn.distributed.device import backend_of
     from distcnn.distributed.memory import first_out_of_memory_of_all_ranks
     from distcnn.distributed.rendezvous import process_group
-    from distcnn.distributed.world import cores, world_from
+    from distcnn.distributed.world import world_from
     from distcnn.inference.model import load_model
     from distcnn.inference.predictor import Predictor, in_order
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from distcnn.config.schema import Config
-from distcnn.distributed.world import World, cores
+from distcnn.distributed.cores import cores
+from distcnn.distributed.world import World
 from distcnn.registry import Problem
 
 Backend = Literal["nccl", "gloo"]

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
+from distcnn.distributed.cores import cores
 from distcnn.distributed.device import nccl_version
-from distcnn.distributed.world import World, cores
+from distcnn.distributed.world import World
 from distcnn.runs.environment import versions
 from distcnn.text import plural
 

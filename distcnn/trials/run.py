@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from distcnn.distributed.world import cores
+from distcnn.distributed.cores import cores
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
 from distcnn.trials.plan import Trial, result
 from distcnn.trials.visible_gpus import places

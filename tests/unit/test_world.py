@@ -1,13 +1,16 @@
 """World from an environment: of every launcher as it is, or one clear message."""
 
 import re
+import sys
 from dataclasses import replace
 
 import pytest
 
-from distcnn.distributed.world import TORCH_VARIABLES, World, world_from
+from distcnn.distributed.launchers.torch import VARIABLES
+from distcnn.distributed.world import World, world_from
 from distcnn.errors import LauncherError
-from distcnn.rank import rank_from_env
+from distcnn.rank import LAUNCHERS, rank_from_env
+from distcnn.registry import Registry
 from tests.broken_environments import (
     ACCELERATE,
     BARE,
@@ -107,7 +110,7 @@ def test_each_of_several_missing_variables_is_named(given):
     with pytest.raises(LauncherError) as caught:
         world_from({given: BARE[given]})
     named = [problem.split()[0] for problem in caught.value.problems]
-    assert named == [name for name in TORCH_VARIABLES if name != given]
+    assert named == [name for name in VARIABLES if name != given]
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
@@ -177,3 +180,56 @@ def test_no_two_jobs_bear_one_name():
 )
 def test_who_speaks_is_known_without_a_world(environment, ranks):
     assert rank_from_env(environment) == ranks
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package with the launcher of that text, which is made known by an entry point."""
+
+    def install(text):
+        (tmp_path / "launcher_for_test.py").write_text(text)
+        info = tmp_path / "launcher_for_test-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: launcher-for-test\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[distcnn.launchers]\nflux = launcher_for_test:Flux\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr("distcnn.rank.LAUNCHERS", Registry("launchers", LAUNCHERS.builtin))
+
+    yield install
+    sys.modules.pop("launcher_for_test", None)
+
+
+def test_an_installed_package_adds_a_launcher(package):
+    """Asked after torch, whose ranks it may have started, and before the schedulers, in whose jobs it may run."""
+    package("""
+from distcnn.distributed.launchers.base import Variables, with_address
+from distcnn.distributed.world import World
+
+class Flux:
+    rank_names, local_rank_names = ("FLUX_TASK_RANK",), ("FLUX_TASK_LOCAL_ID",)
+
+    def detect(self, environment):
+        return "FLUX_TASK_RANK" in environment
+
+    def world(self, environment):
+        numbers = Variables(environment)
+        rank, size = numbers.number("FLUX_TASK_RANK"), numbers.number("FLUX_JOB_SIZE", least=1)
+        numbers.check({f"FLUX_TASK_RANK = {rank}: should be below FLUX_JOB_SIZE = {size}": rank >= size})
+        return with_address(World(rank, size, rank, size, launcher="flux"), ("127.0.0.1",), job="flux-1")
+""")
+    ours = {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2", "FLUX_TASK_LOCAL_ID": "1"}
+    world = world_from(SRUN | OPEN_MPI | ours)
+    assert world == World(1, 2, 1, 2, launcher="flux", master_addrs=HERE, master_port=world.master_port, job="flux-1")
+    assert rank_from_env(ours | SRUN) == (1, 1)
+    assert world_from(ours | BARE).launcher == "environment"
+    assert world_from({}) == World()
+    with pytest.raises(LauncherError, match="FLUX_TASK_RANK = 2: should be below"):
+        world_from(ours | {"FLUX_TASK_RANK": "2"})
+
+
+def test_a_launcher_that_cannot_be_imported_is_named_and_each_rank_says_so(package):
+    package("import not_there_at_all")
+    with pytest.raises(LauncherError, match=r"launcher flux: .*not_there_at_all.*; repair or uninstall the package"):
+        world_from({})
+    assert rank_from_env(SRUN | {"SLURM_PROCID": "1"}) == (0, 0)
+    assert world_from(BARE).launcher == "environment"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from distcnn.config.schema import DataConfig
-from distcnn.distributed.world import cores
+from distcnn.distributed.cores import cores
 from distcnn.errors import InputError
 from distcnn.files import locked
 
