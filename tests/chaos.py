@@ -232,7 +232,7 @@ def exception_on_a_rank(trial: Trial) -> None:
 
 def tracker_that_blocks(trial: Trial) -> None:
     (trial.home / "wandb.py").write_text("import time\ntime.sleep(1000)\n")
-    trial.arguments += ["--tracking.wandb", "offline", "--tracking.wandb_timeout", "1"]
+    trial.arguments += ["--tracking.wandb", "offline", "--tracking.timeout", "1"]
     with trial.started() as ranks:
         assert set(trial.end(ranks)) == {0}
     assert "wandb did not finish" in trial.outputs[-1]

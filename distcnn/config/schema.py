@@ -264,16 +264,17 @@ class TrackingConfig:
     )
     console: bool = Field(default=True, description="live display on a terminal, one line an epoch elsewhere")
     report: bool = Field(default=True, description="write report.html at the end, where distcnn[report] is installed")
+    backends: PartList = Field(
+        default=("wandb",),
+        description="libraries that get the numbers too: wandb, tensorboard (the run's tensorboard/ folder), trackio "
+        "(a local database; `trackio show`), or your own package.module:class",
+    )
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with an API key, else offline; disabled without wandb installed"
     )
-    wandb_project: str = Field(default="distcnn", description="Weights & Biases and trackio: the project")
-    wandb_timeout: Float = Field(
-        default=30, gt=0, description="seconds that a stuck wandb, or another library, may hold up the end of a run"
-    )
-    group: str | None = Field(default=None, description="Weights & Biases and trackio: runs that belong together")
-    tensorboard: bool = Field(default=False, description="write event files into the run's tensorboard/ folder")
-    trackio: bool = Field(default=False, description="log to trackio's local database; `trackio show` is its dashboard")
+    project: str = Field(default="distcnn", description="wandb, trackio: the project")
+    group: str | None = Field(default=None, description="wandb, trackio: runs that belong together")
+    timeout: Float = Field(default=30, gt=0, description="seconds that a stuck backend may hold up the end of a run")
 
 
 @dataclass(frozen=True, config=_SETTINGS)

@@ -216,10 +216,9 @@ def _write_speed(folder: Path, size: int) -> float:
 
 
 def _wandb(environment: Mapping[str, str]) -> Iterator[Finding]:
-    from distcnn.config.schema import TrackingConfig
     from distcnn.tracking.wandb_backend import chosen_mode
 
-    mode = chosen_mode(TrackingConfig())
+    mode = chosen_mode("auto")
     if mode == "disabled":
         why = "not installed" if "wandb" not in versions() else f"WANDB_MODE = {environment.get('WANDB_MODE')}"
         yield Finding("wandb", "ok", f"disabled: {why}")

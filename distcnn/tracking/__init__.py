@@ -1,1 +1,14 @@
-"""Where metrics go: metrics.jsonl, the console, report.html, Weights & Biases, TensorBoard, trackio; on rank 0 only."""
+"""Where metrics go: metrics.jsonl, the console, report.html, tracking libraries by name; on rank 0 only. No torch."""
+
+from distcnn.registry import Registry
+
+# Each is called with a TrackedRun and the user's arguments, in its own thread; see `backend.Backend`.
+TRACKERS = Registry(
+    "trackers",
+    {
+        "wandb": "distcnn.tracking.wandb_backend:open_wandb",
+        "tensorboard": "distcnn.tracking.tensorboard_backend:TensorBoardBackend",
+        "trackio": "distcnn.tracking.trackio_backend:TrackioBackend",
+    },
+    given=("run",),
+)

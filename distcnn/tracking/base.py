@@ -1,4 +1,4 @@
-"""The protocol of a tracker."""
+"""The protocol of a tracker, and several trackers as one."""
 
 import threading
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class Tracker(Protocol):
         """Take one record; never wait for a network."""
 
     def finish(self, status: str, summary: Record) -> str | None:
-        """End with a status ("done" or what went wrong in a word) and the run's final numbers.
+        """End with a status and the run's final numbers: done, failed, stopped or the name of an exception.
 
         Returns what it has lost, if it promised to lose nothing.
         """
@@ -34,7 +34,7 @@ class Trackers:
                 tracker.log(record)
 
     def finish(self, status: str, summary: Record) -> list[str]:
-        """End each; returns what they have lost."""
+        """End each; return what they have lost."""
         with self.lock:
             lost = [tracker.finish(status, summary) for tracker in self.trackers]
         return [what for what in lost if what]

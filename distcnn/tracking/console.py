@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, one line an epoch in a log file, a table at both ends."""
+"""Print a run: bars on a terminal, one line per epoch in a log file, a table at both ends."""
 
 import os
 import time
@@ -14,9 +14,15 @@ from distcnn.runs.records import Record
 from distcnn.text import plural
 from distcnn.tracking.live import LiveDisplay
 
+# Of an eval record: what the line tells in its own way, and what is for the report.
+_KNOWN = {"step", "epoch", "loss", "accuracy", "correct", "total", "top5_accuracy", "top5_correct"}
+
 
 class ConsoleTracker:
-    """Prints to stdout; rich decides by itself what a terminal, a pipe or NO_COLOR can take."""
+    """A Tracker that prints to stdout; rich decides what a terminal, a pipe or NO_COLOR can take.
+
+    `last_checkpoint` names the newest one; it is called in the display's thread.
+    """
 
     def __init__(
         self,
@@ -68,8 +74,7 @@ class ConsoleTracker:
         if self.losses:
             parts.append(f"loss {sum(self.losses) / len(self.losses):.4f}")
         if evaluation is not None:
-            accuracy, correct, total = evaluation["accuracy"], evaluation["correct"], evaluation["total"]
-            parts.append(f"test loss {evaluation['loss']:.4f}  accuracy {accuracy:.2%} ({correct}/{total})")
+            parts.append(_evaluated(evaluation))
         parts.append(f"lr {self.lr:.3g}")
         if self.speeds:
             parts.append(f"{sum(self.speeds) / len(self.speeds):,.0f} img/s")
@@ -92,10 +97,19 @@ class ConsoleTracker:
         )
 
 
+def _evaluated(record: Record) -> str:
+    """`test loss 0.5000  accuracy 70.00% (7/10)`, and the further metrics that a user has asked for by their names."""
+    parts = [f"test loss {record['loss']:.4f}"] if "loss" in record else []
+    if "accuracy" in record:
+        parts.append(f"accuracy {record['accuracy']:.2%} ({record['correct']}/{record['total']})")
+    further = {key: value for key, value in record.items() if type(value) in (int, float) and key not in _KNOWN}
+    return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in further.items())])
+
+
 def plan_table(plan: Plan, name: str, launcher: str) -> Table:
-    """The arithmetic of the run, printed at its start."""
+    """Make the table of the run's arithmetic, printed at its start."""
     ranks = plural(plan.world_size, "rank")
-    whole = 3 * plan.forward_flops * plan.steps * plan.batch_size / 1e12
+    total = 3 * plan.forward_flops * plan.steps * plan.batch_size / 1e12
     return fields_table(
         name,
         {
@@ -104,7 +118,7 @@ def plan_table(plan: Plan, name: str, launcher: str) -> Table:
             "images": f"{plan.train_images:,} for training, {plan.test_images:,} for testing",
             "learning rate": f"{plan.lr:.4g} at its peak",
             "parameters": f"{plan.parameters:,}",
-            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {whole:,.1f} T for the training",
+            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {total:,.1f} T for the training",
             "device": f"{plan.device}, {plan.threads} threads a rank",
             "precision": plan.precision,
             "launcher": launcher,
@@ -113,7 +127,7 @@ def plan_table(plan: Plan, name: str, launcher: str) -> Table:
 
 
 def fields_table(title: str, fields: Record) -> Table:
-    """Two columns, no frame: readable in a log file too."""
+    """Make a table of two columns without a frame, readable in a log file too."""
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
     )

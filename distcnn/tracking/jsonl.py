@@ -13,9 +13,10 @@ from distcnn.runs.records import Record
 
 
 class JsonlTracker:
-    """Appends every record. Continuing from `step`, it first removes the lines after it, and a torn last one.
+    """A Tracker that appends every record. Resuming from `step`, it first removes later lines, and a torn last one.
 
-    Where the disk is full, lines wait in memory for the next record, and the training goes on.
+    Where the disk is full, lines wait in memory for the next record, and the training goes on. Raises OSError where the
+    file cannot be opened.
     """
 
     def __init__(self, path: Path, step: int = 0):
@@ -25,7 +26,7 @@ class JsonlTracker:
             with whole_file(path) as partial:
                 partial.write_bytes(b"".join(kept))
         self.file = path.open("ab", buffering=0)
-        self.end = self.file.tell()  # of the last whole line
+        self.end = self.file.tell()  # of the last complete line
         self.waiting: list[bytes] = []
 
     def log(self, record: Record) -> None:

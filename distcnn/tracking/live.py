@@ -1,4 +1,4 @@
-"""What moves on a terminal while a run trains; all that is printed meanwhile, warnings too, stands above it."""
+"""Draw what moves on a terminal while a run trains; what is printed meanwhile, warnings too, stands above it."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class LiveDisplay:
         if console.width >= NARROW:
             columns += [TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(elapsed_when_finished=False)]
         self.progress = Progress(*columns, console=console, expand=True)
-        self.whole = self.progress.add_task("steps", total=plan.steps, completed=start_step)
+        self.run = self.progress.add_task("steps", total=plan.steps, completed=start_step)
         self.epoch = self.progress.add_task("epoch", total=plan.steps_per_epoch, completed=0)
         self.loss, self.seen = 0.0, 0
         self.numbers: dict[str, str] = {}
@@ -37,13 +37,13 @@ class LiveDisplay:
         self.live.start()
 
     def step(self, record: Record) -> None:
-        """A train record."""
+        """Show a train record."""
         step, plan = record["step"], self.plan
         if math.isfinite(record["loss"]):
             self.seen += 1
             self.loss += (record["loss"] - self.loss) / min(self.seen, _SMOOTHED)
         name = f"epoch {record['epoch']}/{plan.epochs:.4g}"
-        self.progress.update(self.whole, completed=step)
+        self.progress.update(self.run, completed=step)
         done = (step - 1) % plan.steps_per_epoch + 1
         if done < self.progress.tasks[self.epoch].completed:
             self.progress.reset(self.epoch)  # its speed and time, too
@@ -55,15 +55,16 @@ class LiveDisplay:
         self.numbers |= {"loss": f"loss {self.loss:.4f}", "speed": speed, "lr": f"lr {record['lr']:.3g}"}
 
     def evaluated(self, record: Record) -> None:
-        """An eval record."""
-        self.numbers["accuracy"] = f"accuracy {record['accuracy']:.2%}"
+        """Show an eval record."""
+        if "accuracy" in record:
+            self.numbers["accuracy"] = f"accuracy {record['accuracy']:.2%}"
 
     def stop(self) -> None:
         """Remove it from the screen."""
         self.live.stop()
 
     def _drawn(self) -> RenderableType:
-        """In the display's thread: a record costs the training neither a look at the disk nor a drawing."""
+        """Draw it, in the display's thread: a record costs the training neither a look at the disk nor a drawing."""
         numbers = [self.numbers.get(key, "") for key in ("loss", "accuracy", "speed", "lr")]
         saved = self.last_checkpoint()
         numbers += [
@@ -82,7 +83,7 @@ class LiveDisplay:
 
 
 def _memory(process: psutil.Process) -> str:
-    """Of this rank: the GPU's, as PyTorch has reserved it, or the process's."""
+    """Return this rank's memory: the GPU's, as PyTorch has reserved it, or the process's."""
     if torch.cuda.is_available():
         return f"{torch.cuda.memory_reserved() / 1e9:.1f} GB on the GPU"
     return f"{process.memory_info().rss / 1e9:.1f} GB"

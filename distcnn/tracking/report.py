@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from distcnn.report.page import write_page
+from distcnn.runs.history import read_history
 from distcnn.runs.records import Record
 
 
@@ -18,9 +20,6 @@ class ReportTracker:
     def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
         """Write report.html. Whatever goes wrong costs a warning."""
         try:
-            from distcnn.report.page import write_page
-            from distcnn.runs.history import read_history
-
             write_page([read_history(self.folder)], self.folder / "report.html")
         except Exception as error:  # the training is what matters
             print(f"warning: no report.html: {type(error).__name__}: {error}", file=sys.stderr)

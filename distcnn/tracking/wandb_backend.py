@@ -2,33 +2,23 @@
 
 import netrc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
-from distcnn.config.schema import TrackingConfig
-from distcnn.registry import Problem
+from distcnn.config.schema import Config
+from distcnn.registry import Problem, checked_by
 from distcnn.runs.records import Record
 from distcnn.text import missing
-from distcnn.tracking.threaded import End
+from distcnn.tracking.backend import TrackedRun
 
 Mode = Literal["online", "offline", "disabled"]
 
 
-def problems(config: TrackingConfig) -> list[Problem]:
-    """What is wrong with the request."""
-    if config.wandb in ("online", "offline") and (needs := missing("wandb", "wandb")):
-        return [(("tracking.wandb",), needs)]
-    if config.wandb == "online" and not _has_key():
-        return [(("tracking.wandb",), "no API key found; set WANDB_API_KEY or run `wandb login`, or use offline")]
-    return []
-
-
-def chosen_mode(config: TrackingConfig) -> Mode:
-    """`auto` resolved: what WANDB_MODE says, else online with a key, else offline. Never a prompt."""
-    if config.wandb != "auto":
-        return config.wandb
+def chosen_mode(asked: Mode | Literal["auto"]) -> Mode:
+    """Resolve `auto`: what WANDB_MODE says, else online with a key, else offline. Never a prompt."""
+    if asked != "auto":
+        return asked
     if find_spec("wandb") is None:
         return "disabled"
     said = os.environ.get("WANDB_MODE", "")
@@ -49,28 +39,44 @@ def _has_key() -> bool:
         return False
 
 
-class WandbRun:
-    """One W&B run: history, the confusion matrix, the surest mistakes, and model and report as artifacts."""
+def _problems(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:  # noqa: ARG001
+    mode = config.tracking.wandb
+    if mode in ("online", "offline") and (needs := missing("wandb", "wandb")):
+        yield ("tracking.wandb",), needs
+    elif mode == "online" and not _has_key():
+        yield ("tracking.wandb",), "no API key found; set WANDB_API_KEY or run `wandb login`, or use offline"
 
-    def __init__(self, folder: Path, run_id: str, mode: Mode, project: str, group: str | None, config: dict[str, Any]):
+
+@checked_by(_problems)
+def open_wandb(run: TrackedRun) -> "WandbBackend | None":
+    """Open the run in the mode that `tracking.wandb` asks for; None where that is disabled."""
+    mode = chosen_mode(run.config.tracking.wandb)
+    return None if mode == "disabled" else WandbBackend(run, mode)
+
+
+class WandbBackend:
+    """One W&B run: history, the confusion matrix, the most confident mistakes, and model and report as artifacts."""
+
+    def __init__(self, run: TrackedRun, mode: Mode):
         import wandb
 
-        self.wandb = wandb
+        self.wandb, self.tracked = wandb, run
+        tracking = run.config.tracking
         # In a sweep, the agent has chosen the run, and its project.
         swept = "WANDB_SWEEP_ID" in os.environ
         own: dict[str, Any] = (
-            {} if swept else {"id": run_id, "name": folder.name, "project": project, "resume": "allow"}
+            {} if swept else {"id": run.id, "name": run.folder.name, "project": tracking.project, "resume": "allow"}
         )
         # console="off": wandb does not put itself between the training and its own output.
         self.run = wandb.init(
-            **own, dir=str(folder), mode=mode, group=group, config=config,
+            **own, dir=str(run.folder), mode=mode, group=tracking.group, config=run.settings,
             settings=wandb.Settings(console="off", silent=True),
         )  # fmt: skip
         self.step = 0
 
     def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
-        """What the server lacks at the end of its history; offline, where nobody can tell, all of it: the newest
-        offline folder then holds the whole run.
+        """Log what the server lacks at the end of its history; offline, where that cannot be known, all of it: the
+        newest offline folder then holds the complete run.
         """
         for step, values in history:
             if step >= self.run.starting_step:
@@ -78,31 +84,35 @@ class WandbRun:
             self.step = step
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """One row of the history; rows of one step are merged by W&B."""
+        """Add to one row of the history; rows of one step are merged by W&B."""
         self.step = step
         self.run.log(values, step=step)
 
-    def finish(self, status: str, summary: Record, end: End) -> None:
-        """With what there is to show, for a run that was stopped only the numbers: its time is short."""
+    def finish(self, status: str, summary: Record) -> None:
+        """End, with what there is to show; of a run that was stopped only the numbers: its time is short."""
         if status != "stopped":
-            media: dict[str, Any] = {}
-            if end.evaluation is not None:
-                media["confusion_matrix"] = _confusion_plot(self.wandb, end.evaluation)
-            if mistakes := end.mistakes():
-                rows = [[self.wandb.Image(image), *rest] for image, *rest in mistakes]
-                columns: list[str | int] = ["image", "true", "predicted", "probability", "file"]
-                media["mistakes"] = self.wandb.Table(columns=columns, data=rows)
-            if media:
+            if media := self._media():
                 self.run.log(media, step=self.step)  # steps only rise
             for kind, name in (("model", "model.safetensors"), ("report", "report.html")):
-                if (end.folder / name).is_file():
+                if (path := self.tracked.folder / name).is_file():
                     artifact = self.wandb.Artifact(f"{kind}-{self.run.id}", kind)
-                    artifact.add_file(str(end.folder / name))
+                    artifact.add_file(str(path))
                     self.run.log_artifact(artifact)
-        self.run.summary.update(summary)
+        self.run.summary.update({"status": status, **summary})
         if status == "stopped":
             self.run.mark_preempting()
         self.run.finish(exit_code=0 if status == "done" else 1)
+
+    def _media(self) -> dict[str, Any]:
+        media: dict[str, Any] = {}
+        evaluations = self.tracked.history().evaluations
+        if evaluations and {"confusion", "per_class"} <= evaluations[-1].keys():
+            media["confusion_matrix"] = _confusion_plot(self.wandb, evaluations[-1])
+        if mistakes := self.tracked.mistakes():
+            rows = [[self.wandb.Image(image), *rest] for image, *rest in mistakes]
+            columns: list[str | int] = ["image", "true", "predicted", "probability", "file"]
+            media["mistakes"] = self.wandb.Table(columns=columns, data=rows)
+        return media
 
 
 def _confusion_plot(wandb: Any, record: Record) -> Any:

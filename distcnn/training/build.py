@@ -41,9 +41,7 @@ from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.optim.schedules import Schedule
 from distcnn.registry import Problem
-from distcnn.tracking import tensorboard_backend as tensorboard
-from distcnn.tracking import trackio_backend as trackio
-from distcnn.tracking import wandb_backend as wandb_tracking
+from distcnn.tracking import open as tracking
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
 _GRAPHS = 64
@@ -80,8 +78,7 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
     schedule = config.schedule
     yield from SCHEDULES.problems(schedule.name, schedule.args, config, "schedule.name", "schedule.args")
-    for library in (wandb_tracking, tensorboard, trackio):
-        yield from library.problems(config.tracking)
+    yield from tracking.problems(config)
     if engine_of(config, world) is AccelerateEngine:
         yield from engine_accelerate.problems(config, os.environ)
     if config.checkpoint.resume not in ("auto", "never") and not Path(config.checkpoint.resume).is_file():

@@ -1,7 +1,6 @@
 """Runs what `build` has made: what the command line and the Python API both call."""
 
 import os
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,17 +27,10 @@ from distcnn.files import whole_file
 from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.report import page as report_page
 from distcnn.runs import environment
-from distcnn.runs.history import read_history
 from distcnn.runs.records import event
-from distcnn.tracking import wandb_backend as wandb_tracking
-from distcnn.tracking.base import Tracker, Trackers
-from distcnn.tracking.console import ConsoleTracker
-from distcnn.tracking.jsonl import JsonlTracker
-from distcnn.tracking.report import ReportTracker
-from distcnn.tracking.tensorboard_backend import TensorBoardRun
-from distcnn.tracking.threaded import Backend, ThreadedTracker
-from distcnn.tracking.trackio_backend import TrackioRun
-from distcnn.tracking.wandb_backend import WandbRun
+from distcnn.tracking.backend import TrackedRun
+from distcnn.tracking.base import Trackers
+from distcnn.tracking.open import open_trackers
 from distcnn.training.averaging import Averages
 from distcnn.training.build import Parts, check_alike, make_engine, make_loader, prepare, training_cures
 from distcnn.training.evaluate import Evaluation, evaluate_on
@@ -106,9 +98,14 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         grace = os.environ.get("DISTCNN_GRACE", "")
         saver = Saver(checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0)
 
-        def open_trackers() -> None:
+        def open_files() -> None:
+            """config.yaml and the trackers, where rank 0 has them."""
             try:
-                trackers.trackers += _trackers(config, world, parts, folder, state, described)
+                with whole_file(folder / "config.yaml") as file:
+                    file.write_text(to_yaml(config), encoding="utf-8")
+                tracked = TrackedRun(folder, run_id(folder), config, plan, state.step)
+                launcher = f"{world.launcher}, {describe_network(world)}"
+                trackers.trackers += open_trackers(tracked, launcher, partial(_newest_checkpoint, folder))
             except OSError as error:
                 raise InputError(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
 
@@ -129,7 +126,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         stop.begin(config.train.timeout)
         name, message = ("resumed", _resumed(parts, state)) if parts.saved else ("started", f"{plan.steps} steps")
         known = {"launcher": world.launcher, **environment.described(), "plan": described["plan"]}
-        on_main(open_trackers, "rank 0 to open its trackers")
+        on_main(open_files, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
         if advice := slow_precision(config, parts.device):
             trackers.log(event("slow_precision", state.step, advice))
@@ -188,35 +185,8 @@ def _described(config: Config, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _trackers(
-    config: Config, world: World, parts: Parts, folder: Path, state: TrainState, described: dict[str, Any]
-) -> Iterator[Tracker]:
-    """Rank 0's trackers; the run's files come into being here."""
-    with whole_file(folder / "config.yaml") as partial:
-        partial.write_text(to_yaml(config), encoding="utf-8")
-    yield JsonlTracker(folder / "metrics.jsonl", state.step)
-    tracking = config.tracking
-    if tracking.console:
-        title = f"{folder.name}: {config.model.name} on {config.data.source}"
-        restarts = len(read_history(folder).starts) if parts.saved else 0
-        checkpoints = Checkpoints(folder / "checkpoints")
-        yield ConsoleTracker(
-            parts.plan, title, f"{world.launcher}, {describe_network(world)}", state.step, restarts=restarts,
-            last_checkpoint=lambda: next((f"step {step_of(path)}" for path in checkpoints.all()), ""),
-        )  # fmt: skip
-    if tracking.report and not report_page.missing():
-        yield ReportTracker(folder)
-    known, name = described["config"] | {"plan": described["plan"]}, run_id(folder)
-    mode, project, group = wandb_tracking.chosen_mode(tracking), tracking.wandb_project, tracking.group
-    libraries: dict[str, Callable[[], Backend]] = {}
-    if mode != "disabled":
-        libraries["wandb"] = lambda: WandbRun(folder, name, mode, project, group, known)
-    if tracking.tensorboard:
-        libraries["tensorboard"] = lambda: TensorBoardRun(folder, known, state.step)
-    if tracking.trackio:
-        libraries["trackio"] = lambda: TrackioRun(f"{folder.name}-{name}", project, group, known)
-    for library, begin in libraries.items():
-        yield ThreadedTracker(library, folder, begin, tracking.wandb_timeout, state.step)
+def _newest_checkpoint(folder: Path) -> str:
+    return next((f"step {step_of(path)}" for path in Checkpoints(folder / "checkpoints").all()), "")
 
 
 def _resumed(parts: Parts, state: TrainState) -> str:

@@ -414,7 +414,7 @@ CIFAR = {"data.source": "cifar10", "data.root": "{here}/data", "data.image_size"
          "data.md5": "{md5}", "train.duration": "1step"}  # fmt: skip
 STREAMING = {"data.loader": "streaming", "data.workers": 0}
 # One process for all of them.
-TRACKED = {"tracking.wandb": "offline", "tracking.trackio": True, "tracking.wandb_project": "birds",
+TRACKED = {"tracking.wandb": "offline", "tracking.backends": ["wandb", "trackio"], "tracking.project": "birds",
            "tracking.group": "flock", **ONE_STEP}  # fmt: skip
 HOME = {"TRACKIO_DIR": "{here}/trackio", "HOME": "{here}"}
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}"}
@@ -635,18 +635,19 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
                environment=HOME),
         Effect(["disabled", "online"], [refused(None, "no API key found; set WANDB_API_KEY")], environment=HOME),
     ),
-    "tracking.wandb_project": Effect(["birds", "boats"], [
+    "tracking.project": Effect(["birds", "boats"], [
         values_are(trackio_says, {"birds": "flock"}, {"boats": "flock"}), wandb_log_names(b"birds", b"boats"), same_numbers],
         TRACKED, process=True, environment=HOME),
-    "tracking.wandb_timeout": Effect([1, 2], [
+    "tracking.timeout": Effect([1, 2], [
         says("warning: wandb did not finish within 1 s", "warning: wandb did not finish within 2 s")],
         {**ONE_STEP, "tracking.wandb": "offline"}, process=True, environment={"PYTHONPATH": "{stuck}"}),
     "tracking.group": Effect(["flock", None], [
         values_are(trackio_says, {"birds": "flock"}, {"birds": None}), wandb_log_names(b"flock", None), same_numbers],
         TRACKED, process=True, environment=HOME),
-    "tracking.tensorboard": Effect([True, False], [has_file("tensorboard", True, False), same_numbers], ONE_STEP),
-    "tracking.trackio": Effect([True, False], [
-        values_are(lambda ran: [*trackio_says(ran)], ["birds"], []), same_numbers], TRACKED, process=True, environment=HOME),
+    "tracking.backends": Effect([["trackio", "wandb"], ["tensorboard"], []], [
+        values_are(lambda ran: [*trackio_says(ran)], ["birds"], [], []), has_file("wandb", True, False, False),
+        has_file("tensorboard", False, True, False), same_numbers],
+        {**TRACKED, "tracking.wandb": "auto"}, process=True, environment=HOME),
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_a_faulty_wandb_does_not_touch_the_training(synthetic, tmp_path, trouble
     (fake / "__init__.py").write_text(
         f"class Settings:\n    def __init__(self, **_): pass\ndef init(**_):\n    {trouble}\n"
     )
-    outcome = run_ranks(["train", synthetic, *OFFLINE, "--tracking.wandb_timeout", "2"], 2, PYTHONPATH=str(fake.parent))
+    outcome = run_ranks(["train", synthetic, *OFFLINE, "--tracking.timeout", "2"], 2, PYTHONPATH=str(fake.parent))
     assert outcome.codes == [0, 0], outcome.err
     assert outcome.err.count("warning: wandb") == 1
     assert [line["step"] for line in metrics(tmp_path / "runs" / "tiny", "train")] == [1, 2, 3, 4, 5, 6]
@@ -49,7 +49,7 @@ def test_a_faulty_wandb_does_not_touch_the_training(synthetic, tmp_path, trouble
 def test_the_api_key_is_written_nowhere(synthetic, tmp_path):
     secret = "0123456789abcdef" * 2 + "01234567"  # of the length of a real one
     outcome = run_ranks(
-        ["train", synthetic, *OFFLINE, "--train.duration", "2step", "--tracking.wandb_timeout", "4"],
+        ["train", synthetic, *OFFLINE, "--train.duration", "2step", "--tracking.timeout", "4"],
         WANDB_API_KEY=secret,
     )
     assert outcome.codes == [0], outcome.err

@@ -129,6 +129,9 @@ def test_a_saved_setting_names_its_file():
         saved_settings(tree, "step-00000001.pt").check(1)
 
 
+LISTS = ("[r, g, b]", "[number, strength]", "names, or {name: {argument: value}}")  # what a key's type is called
+
+
 def test_every_key_is_documented_with_its_type_and_default():
     documented = {key: (kind, default, text) for key, kind, default, text in documented_keys()}
     assert list(documented) == KEYS
@@ -137,7 +140,7 @@ def test_every_key_is_documented_with_its_type_and_default():
         value_at(Config(), key)
         named = re.findall(rf"\b(?:{'|'.join(SECTIONS)})\.\w+", text)
         assert set(named) <= set(KEYS), f"{key} names {named}"
-        assert kind.isidentifier() or "|" in kind or kind in ("[r, g, b]", "[number, strength]"), key
+        assert kind.isidentifier() or "|" in kind or kind in LISTS, key
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["optim.name"][:2] == ("str", "sgd")
     assert documented["model.compile"][:2] == ("bool", "false")

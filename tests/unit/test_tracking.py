@@ -168,3 +168,13 @@ def test_no_trackers_do_nothing_and_several_get_all():
     trackers.log(train(1))
     trackers.finish("failed", {"step": 1})
     assert several[0].seen == several[1].seen == [train(1), ("failed", {"step": 1})]
+
+
+def test_the_line_of_an_evaluation_names_the_users_own_metrics_and_needs_none():
+    out = console()
+    tracker = tracker_on(out, plan())
+    tracker.log({**evaluation(5), "f1": 0.25, "top5_accuracy": 0.9, "per_class": {}, "confusion": [[1]]})
+    tracker.log({"kind": "eval", "step": 10, "epoch": 2, "mine": 3})
+    first, second = printed(out)
+    assert "test loss 0.5000  accuracy 70.00% (7/10)  f1 0.25  lr" in first
+    assert "step 10  mine 3  lr" in second
