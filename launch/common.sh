@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: what the launchers have in common.
+# shellcheck source-path=SCRIPTDIR source=../slurm/rules.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../slurm/rules.sh"
 
 # die MESSAGE: wrong use, or something that is missing.
 die() {
@@ -50,11 +52,9 @@ make_scratch() {
 }
 
 # supervise COMMAND...: run a launcher, and make up for what launchers lose: the ranks' exit code and some signals.
-#
-# distcnn writes its exit code into the file that DISTCNN_EXIT_CODE_FILE names. Signals are handed on by hand_on.
 name="" launcher="" asked="" teller=""
 supervise() {
-    local code=0 said
+    local code=0
     name=$1
     if [ -z "${DISTCNN_EXIT_CODE_FILE:-}" ]; then
         make_scratch
@@ -70,27 +70,13 @@ supervise() {
     trap 'on_signal USR1 75' USR1
     trap 'on_signal USR2 75' USR2
     # A process group of its own: else Ctrl-C on a terminal would reach the launcher twice, and the second one counts
-    # as impatience. USR1 and USR2 are ignored, because a scheduler may send them to every process, and a launcher
-    # without a handler would die of them and leave its ranks behind (https://github.com/pytorch/pytorch/issues/154849).
+    # as impatience.
     set -m
-    (
-        trap '' USR1 USR2
-        exec "$@" < /dev/null
-    ) &
-    launcher=$!
+    start "$@"
     set +m
-    while kill -0 "$launcher" 2> /dev/null; do
-        wait "$launcher" || true # a signal interrupts it
-    done
-    wait "$launcher" || code=$? # bash has kept it
+    await "$launcher" || code=$?
     if [ -n "$teller" ]; then { kill "$teller" && wait "$teller"; } 2> /dev/null || true; fi
-    said=$(cat "$DISTCNN_EXIT_CODE_FILE" 2> /dev/null || true)
-    if [ "$code" != 0 ]; then
-        [ "${said:-0}" = 0 ] || code=$said
-        # Stopped before a rank could say so, or by USR1 in place of Ctrl-C.
-        if [ -n "$asked" ] && [ "${said:-75}" = 75 ]; then code=$asked; fi
-    fi
-    exit "$code"
+    exit "$(exit_code "$code" "$asked")"
 }
 
 # on_signal SIGNAL CODE: a second Ctrl-C is "INT again".
@@ -114,15 +100,4 @@ hand_on() {
         # Accelerate's child is the one process or mpirun, or its children are its workers: USR1 is right for each.
         accelerate*) keep_telling USR1 ;;
     esac
-}
-
-# keep_telling SIGNAL: to the launcher's children, until it ends; a rank that was only just started does not listen
-# yet. If there are none, nothing is lost by ending the launcher.
-keep_telling() {
-    [ -z "$teller" ] || return 0
-    while kill -0 "$launcher"; do
-        pkill "-$1" -P "$launcher" || kill -s TERM "$launcher"
-        sleep 1
-    done > /dev/null 2>&1 &
-    teller=$!
 }

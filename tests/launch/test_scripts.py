@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from distcnn.checkpoint.file import Checkpoints, load
+from distcnn.slurm import batch_script
 from tests.needs import require
 from tests.ranks import TIMEOUT, Ranks, clean_environment, run_ranks, torchrun
 from tests.records import events, metrics
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-SCRIPTS = ("single", "torchrun", "mpirun", "accelerate")
+SCRIPTS = ("torchrun", "mpirun", "accelerate")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # An empty CUDA_VISIBLE_DEVICES: no GPU, whatever this machine has.
 ENVIRONMENT = {"PATH": PATH, "CUDA_VISIBLE_DEVICES": "", "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -50,13 +51,12 @@ def plain_losses(config, ranks):
 @pytest.mark.parametrize(
     ("name", "options", "ranks", "gpus", "launcher"),
     [
-        ("single", [], 1, "", "single"),
         ("torchrun", ["-n", 2], 2, "", "torchrun"),
         ("mpirun", ["-n", 2], 2, "", "mpirun"),
         ("accelerate", ["-n", 2], 2, "", "accelerate"),
         ("accelerate", [], 2, "0,1", "accelerate"),  # launched as on two GPUs; the ranks themselves stay on the CPU
     ],
-    ids=["single", "torchrun", "mpirun", "accelerate on mpirun", "accelerate on GPUs"],
+    ids=["torchrun", "mpirun", "accelerate on mpirun", "accelerate on GPUs"],
 )
 def test_the_losses_are_those_of_plain_ranks(synthetic, name, options, ranks, gpus, launcher):
     if name == "mpirun" or (name, gpus) == ("accelerate", ""):
@@ -215,6 +215,34 @@ def test_one_broken_rank_is_a_failure_and_not_a_wish_to_be_queued_again(syntheti
     assert "MemoryError: rank 1 is broken" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "asked", "code"),
+    [
+        (0, "", "", 0),
+        (0, "0", "", 0),
+        (1, "", "", 1),
+        (137, "", "", 137),
+        (1, "2", "", 2),  # torchrun's 1
+        (1, "75", "", 75),
+        (143, "", "75", 75),  # before a rank could write
+        (1, "75", "130", 130),  # Ctrl-C that was handed on as USR1
+        (1, "130", "130", 130),
+        (1, "1", "75", 1),  # the last save has failed
+        (0, "", "75", 0),
+        (137, "0", "", 0),  # srun, which waited for a dead node
+        (143, "0", "75", 0),  # the signal came after the end
+    ],
+)
+def test_the_exit_code_is_what_the_ranks_have_said(tmp_path, status, said, asked, code):
+    file = tmp_path / "exit_code"
+    file.write_text(said)
+    command = ["bash", "-euc", '. "$1"; shift; exit_code "$@"', "-", ROOT / "slurm" / "rules.sh", str(status), asked]
+    done = subprocess.run(
+        command, env={"DISTCNN_EXIT_CODE_FILE": str(file)} | ENVIRONMENT, text=True, capture_output=True
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (f"{code}\n", "", 0)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_wrong_use(name):
     for option in ("-h", "--help"):
@@ -313,7 +341,12 @@ def test_accelerate_gets_the_right_file_and_arguments(tmp_path, case):
 def test_shellcheck(monkeypatch):
     monkeypatch.setenv("PATH", PATH)
     require("shellcheck")
-    files = sorted([*LAUNCH.glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch"), *(ROOT / "tests").glob("*/*.sh")])
+    files = sorted([*LAUNCH.glob("*.sh"), *(ROOT / "slurm").iterdir(), *(ROOT / "tests").glob("*/*.sh")])
     assert len(files) >= 5
     done = subprocess.run(["shellcheck", *map(str, files)], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout
+    # And what is written of them; functions that only another launcher needs are in it as well.
+    for launcher in ("srun", "torchrun", "elastic"):
+        written = batch_script(ROOT / "configs" / "digits.yaml", launcher=launcher, array="0-1").text
+        done = subprocess.run(["shellcheck", "--severity=warning", "-"], input=written, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout

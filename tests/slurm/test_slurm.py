@@ -69,11 +69,20 @@ def test_srun_and_batch_jobs_give_the_bits_of_torchrun(cluster, synthetic, tmp_p
         )
         for launcher in ("srun", "torchrun", "elastic")
     ]
+    # The shipped scripts, with fake GPUs to be counted; the ranks themselves are on CPUs.
+    for name in ("srun", "torchrun", "elastic"):
+        sizes = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10", f"--output={tmp_path}/{name}.out"]
+        sizes += [] if name == "elastic" else ["--ntasks-per-node=1"]
+        submitted = cluster.run(
+            "sbatch", "--parsable", *sizes, SLURM / f"{name}.sbatch", synthetic, *FIXED, "--name", f"shipped-{name}"
+        )
+        jobs.append(submitted.stdout.strip())
     train = [sys.executable, "-m", "distcnn", "train", synthetic, *FIXED]
     for name, engine in (("plain", "ddp"), ("accelerate", "accelerate")):
         cluster.run("srun", "--nodes=2", "--ntasks-per-node=1", *train, "--name", name, "--engine", engine)
     cluster.finish(*jobs)
-    for name in ("srun", "torchrun", "elastic", "plain", "accelerate"):
+    launched = ("srun", "torchrun", "elastic")
+    for name in (*launched, *(f"shipped-{name}" for name in launched), "plain", "accelerate"):
         assert losses(runs / name) == losses(runs / "reference"), name
 
 
