@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from distcnn.checkpoint.state import TrainState
+from distcnn.checkpoint.state import Progress
 from distcnn.config.plan import Plan
 from distcnn.data.loaders import Batch, ResidentLoader, StreamingLoader
 from distcnn.distributed.collectives import stack_ranks
@@ -36,11 +36,11 @@ def fit(
     loader: ResidentLoader | StreamingLoader,
     plan: Plan,
     schedule: Schedule,
-    state: TrainState,
+    state: Progress,
     log: Callable[[Record], None],
     *,
     evaluate: Callable[[], Evaluation],
-    save: Callable[[TrainState, bool, bool], str],
+    save: Callable[[Progress, bool, bool], str],
     save_due: Callable[[], bool],
     stop: StopRequest,
     watch: Watchdog,
@@ -162,7 +162,7 @@ class StepLosses:
         self,
         plan: Plan,
         schedule: Schedule,
-        state: TrainState,
+        state: Progress,
         log: Callable[[Record], None],
         watch: Watchdog,
         host_bound: HostBound,
