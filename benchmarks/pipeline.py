@@ -49,17 +49,19 @@ def timm(root: str, workers: int) -> Iterator[Tensor]:
 def distcnn(root: str, dtype: torch.dtype) -> Iterator[Tensor]:
     from benchmarks.images import MEAN, PADDING, STD
     from distcnn.config.schema import DataConfig
-    from distcnn.data.augment.pipeline import Augment, Normalize
-    from distcnn.data.loaders import Preprocess, ResidentLoader
+    from distcnn.data.augment.crop import Crop
+    from distcnn.data.augment.flip import Flip
+    from distcnn.data.augment.pipeline import Pipeline
+    from distcnn.data.loaders.resident import ResidentLoader
+    from distcnn.data.normalize import Normalize
+    from distcnn.data.preprocess import Preprocess
     from distcnn.data.samplers import MicroBatchSampler
     from distcnn.data.sources.load import load
 
     data = load(DataConfig(source="folder", root=root), "train")
     sampler = MicroBatchSampler(len(data), batch_size=BATCH, micro_batch=MICRO_BATCH, drop_last=True)
-    preprocess = Preprocess(
-        Normalize(MEAN, STD), torch.device("cpu"), Augment(flip=True, crop_padding=PADDING), dtype=dtype
-    )
-    loader = ResidentLoader(data, sampler, preprocess, seed=0)
+    preprocess = Preprocess(Normalize(MEAN, STD), torch.device("cpu"), dtype=dtype)
+    loader = ResidentLoader(data, sampler, preprocess, Pipeline([Crop(PADDING), Flip()]), seed=0)
     epoch = 0
     while True:
         for batch in loader.epoch(epoch):

@@ -20,8 +20,8 @@ def synthetic(tmp_path: Path) -> Path:
     config = tmp_path / "tiny.yaml"
     config.write_text(
         f"output_dir: {tmp_path / 'runs'}\n"
-        "data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16, flip: true,\n"
-        "       crop_padding: 2, cutout: 4}\n"
+        "data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16,\n"
+        "       augment: [{crop: {padding: 2}}, flip, {cutout: {size: 4}}]}\n"
         "optim: {name: sgd, lr: 0.02}\n"
         "train: {duration: 2ep, batch_size: 240, micro_batch: 20}\n"
         "tracking: {wandb: disabled, report: false}\n"

@@ -15,7 +15,7 @@ def train(job: Job) -> None:
     scenario = job.scenario
     command(CONFIG, {
         "data.source": "folder", "data.root": job.root, "data.mean": [*MEAN], "data.std": [*STD],
-        "data.flip": scenario.augmented, "data.crop_padding": PADDING if scenario.augmented else 0,
+        "data.augment": [{"crop": {"padding": PADDING}}, "flip"] if scenario.augmented else [],
         "model.name": scenario.network, "train.batch_size": scenario.batch, "optim.name": scenario.optimizer,
         "optim.lr": 0.001 if scenario.optimizer == "adam" else 0.01, "train.drop_last": True,
         "train.threads": THREADS, "train.duration": f"{job.total}step", "eval.every": f"{job.total}step",

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import distcnn.training.build
 from benchmarks.contenders import distcnn as contender
 from benchmarks.scenarios import Job
-from distcnn.data.loaders import Batch, ResidentLoader
+from distcnn.data.loaders.batch import Batch
+from distcnn.data.loaders.resident import ResidentLoader
 
 
 class FixedBatch(ResidentLoader):

@@ -143,7 +143,7 @@ def s5(place: Place) -> str:
             more: Settings = {"train.device": place.device, "output_dir": str(place.home / "runs"), "tracking.wandb": "disabled",
                               "tracking.report": False, "seed": seed} | images  # fmt: skip
             if place.toy:
-                more |= {"train.duration": "2step", "data.small_sizes": [12], "data.small_until": "1step", "train.threads": 1,
+                more |= {"train.duration": "2step", "data.augment": ["crop", "flip", {"progressive_resize": {"sizes": [12], "until": "1step"}}], "train.threads": 1,
                          "train.batch_size": 20, "train.micro_batch": 10}  # fmt: skip
             known = environment(place)
             name = f"{file}-{seed}"

@@ -216,13 +216,15 @@ def s7(place: Place) -> str:
 def s8(place: Place) -> str:
     found: dict[str, list[float]] = {}
     sizes = place.of({32: (0, 4, 12), 224: (8, 12)}, {16: (0, 1)})
-    kinds = [(size, count, ops) for size in sizes for ops in (None, [2, 9]) for count in sizes[size]]
+    kinds = [
+        (size, count, ops) for size in sizes for ops in (None, ["crop", "flip", "randaugment"]) for count in sizes[size]
+    ]
     for size, workers, ops in kinds:
         batch = place.of(64 if size > 100 else 128, 20)
         images = batch * max(1, workers) * place.of(8, 4)  # a worker is asked for a batch eight times an epoch
         settings = base(place, data__image_size=size, data__loader="streaming", data__workers=workers, data__synthetic_train=images,
                         train__batch_size=batch, train__micro_batch=batch, model__name="resnet9",
-                        model__args={"width": 4}, data__randaugment=ops)  # fmt: skip
+                        model__args={"width": 4}, **({"data__augment": ops} if ops else {}))  # fmt: skip
         chosen = Parsed().read_arguments(words(settings)).check(1)
         loader = make_loader(chosen, World(), prepare(chosen, World()))
         rates = []

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from distcnn.bench.layout import layout_audit
 from distcnn.bench.timing import Mark, mark, seconds_between, wait
 from distcnn.config.schema import Config
-from distcnn.data.loaders import Batch
+from distcnn.data.loaders.batch import Batch
 from distcnn.distributed.collectives import stack_ranks, sum_ranks
 from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.world import World

@@ -39,7 +39,7 @@ def _type_name(annotation: Any) -> str:
     if text.startswith("tuple[str"):
         return "keys"
     if "tuple" in text:
-        return "durations" if "[str" in text else "[r, g, b]" if "float" in text else "[number, strength]"
+        return "[r, g, b]"
     for kind in ("dict", "float", "int", "str"):
         if kind in text:
             return {"dict": "mapping"}.get(kind, kind)

@@ -26,32 +26,8 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
-    if data.mixup is not None and data.cutmix is not None:
-        yield ("data.mixup", "data.cutmix"), "an image is mixed in one way: give one of them"
-    if data.randaugment is not None and data.loader == "resident":
-        yield (
-            ("data.randaugment", "data.loader"),
-            "its operations run on the CPU, beside the training: set data.loader streaming",
-        )
-    if bool(data.small_sizes) != (data.small_until is not None):
-        yield ("data.small_sizes", "data.small_until"), "give both or neither"
-    if max(data.small_sizes, default=0) >= data.image_size:
-        yield (
-            ("data.small_sizes", "data.image_size"),
-            f"must be smaller than the image ({data.image_size} pixels)",
-        )
     if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):
         yield ("data.image_size", "data.source"), f"the images of {data.source} are 32 pixels wide"
-    if data.cutout > data.image_size:
-        yield (
-            ("data.cutout", "data.image_size"),
-            f"the square is larger than the image ({data.image_size} pixels)",
-        )
-    if data.crop_padding >= data.image_size:
-        yield (
-            ("data.crop_padding", "data.image_size"),
-            f"must be smaller than the image ({data.image_size} pixels)",
-        )
     if data.md5 is not None and data.url is None:
         yield ("data.md5", "data.url"), "a checksum is only taken for an archive at data.url"
     if data.url is not None and data.source not in ("cifar10", "cifar100"):

@@ -108,30 +108,10 @@ class DataConfig:
         description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",
     )
     workers: Int = Field(default=2, ge=0, le=256, description="streaming: DataLoader processes a rank")
-    flip: bool | Literal["alternating"] = Field(
-        default=False,
-        description="augmentation: mirror half of the images; alternating: an image every other epoch",
-    )
-    crop_padding: Int = Field(default=0, ge=0, description="augmentation: random crop after padding so many pixels")
-    crop_mode: Literal["zeros", "reflect"] = Field(default="zeros", description="what the padding holds")
-    cutout: Int = Field(default=0, ge=0, description="augmentation: blank a square of so many pixels a side")
-    randaugment: tuple[Annotated[Int, Field(ge=1, le=14)], Annotated[Int, Field(ge=0, le=30)]] | None = Field(
-        default=None, description="augmentation: so many random operations, of that strength (0 to 30); streaming only"
-    )
-    mixup: Float | None = Field(
-        default=None, gt=0, le=4, description="augmentation: blend two images; alpha of the Beta distribution"
-    )
-    cutmix: Float | None = Field(
-        default=None,
-        gt=0,
-        le=4,
-        description="augmentation: a box from another image; alpha of the Beta distribution",
-    )
-    small_sizes: tuple[Annotated[Int, Field(ge=4)], ...] = Field(
-        default=(), description="train at first on images of so many pixels a side: each for its share of small_until"
-    )
-    small_until: Duration | None = Field(
-        default=None, description="4ep, 500step or 200000img; from then on at full size, as evaluation always is"
+    augment: PartList = Field(
+        default=(),
+        description="augmentation, such as [flip, {crop: {padding: 4}}], in its order: flip, crop, randaugment, "
+        "cutout, mixup, cutmix, progressive_resize, or package.module:callable",
     )
     mean: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
     std: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")

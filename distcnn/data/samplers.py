@@ -18,9 +18,11 @@ from torch.utils.data import DistributedSampler
 class MicroBatch:
     """One forward and backward on one rank: positions [start, stop) of the epoch's order."""
 
+    epoch: int
+    step: int  # the optimizer step, counted from the start of the run
     start: int
     stop: int
-    share: float  # its part of the global batch in 0…1; 0 for a stand-in, computed for company only
+    weight: float  # its part of the global batch in 0…1; 0 for a dummy batch, computed for company only
     last: bool  # the rank's last of this step: gradients are exchanged, then the optimizer steps
 
 
@@ -68,31 +70,28 @@ class MicroBatchSampler(DistributedSampler[int]):
     def micro_batches(self) -> Iterator[MicroBatch]:
         """This rank's micro-batches, step by step, at least one a step.
 
-        The last global batch may hold fewer micro-batches than there are ranks. A rank without one gets a
-        stand-in of share 0 (a copy of the first), because every rank takes part in the exchange of gradients.
+        The last global batch may hold fewer micro-batches than there are ranks. A rank without one gets a dummy
+        batch of weight 0 (a copy of the first), because every rank takes part in the exchange of gradients.
         """
         for step in range(self.first_step, self.steps):
             begin = step * self.batch_size
             end = min(begin + self.batch_size, self.size)
             starts = range(begin, end, self.micro_batch)[self.rank :: self.num_replicas]
+            at = self.epoch, self.epoch * self.steps + step
             for start in starts:
                 stop = min(start + self.micro_batch, end)
-                yield MicroBatch(start, stop, (stop - start) / (end - begin), last=start == starts[-1])
+                yield MicroBatch(*at, start, stop, (stop - start) / (end - begin), last=start == starts[-1])
             if not starts:
-                yield MicroBatch(begin, min(begin + self.micro_batch, end), 0.0, last=True)
-
-    def step(self, micro: MicroBatch) -> int:
-        """The optimizer step of one of the epoch's micro-batches, counted from the start of the run."""
-        return self.epoch * self.steps + micro.start // self.batch_size
+                yield MicroBatch(*at, begin, min(begin + self.micro_batch, end), 0.0, last=True)
 
     def __iter__(self) -> Iterator[int]:
         order = self.order()
         for micro in self.micro_batches():
-            if micro.share:
+            if micro.weight:
                 yield from order[micro.start : micro.stop].tolist()
 
     def __len__(self) -> int:
-        return sum(micro.stop - micro.start for micro in self.micro_batches() if micro.share)
+        return sum(micro.stop - micro.start for micro in self.micro_batches() if micro.weight)
 
 
 def evaluation_batches(size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, range]]:

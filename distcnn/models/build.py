@@ -17,12 +17,11 @@ def build_model(
     num_classes: int,
     image_size: int,
     args: Mapping[str, Any] | None = None,
-    small_sizes: Iterable[int] = (),
 ) -> nn.Module:
     """A network from [N, 3, image_size, image_size] to [N, num_classes] logits, with PyTorch's default weights.
 
     Raises InputError for an unknown name, for arguments that it does not take, and where the network does not map that
-    input to that output; also at each of `small_sizes`, if it is to be trained on images of those sizes too.
+    input to that output.
     """
     try:
         model = MODELS.build(name, args or {}, num_classes=num_classes, image_size=image_size)
@@ -33,14 +32,19 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise InputError(f"model.name = {name}: should return a torch.nn.Module, not {type(model).__name__}")
     _check_shapes(model, name, num_classes, image_size)
-    for size in small_sizes:
+    return model
+
+
+def check_sizes(model: nn.Module, name: str, num_classes: int, sizes: Iterable[int]) -> None:
+    """Raise InputError where a network does not take images of one of these sizes, in pixels a side, as well."""
+    for size in sizes:
         try:
             _check_shapes(model, name, num_classes, size)
         except InputError as error:
             raise InputError(
-                f"data.small_sizes, {size}: {error}; it takes a network for images of any size, such as resnet9"
+                f"data.augment, images of {size} pixels: {error}; it takes a network for images of any size, such as "
+                "resnet9"
             ) from error
-    return model
 
 
 def forward_flops(model: nn.Module, image_size: int) -> int:

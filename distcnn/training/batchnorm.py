@@ -53,10 +53,10 @@ class RunningStatistics:
             torch._foreach_copy_(self.counts_before, self.counts)
 
     @torch.no_grad()
-    def add(self, share: float) -> None:
-        """Count the micro-batch just computed, `share` being its part of the global batch."""
+    def add(self, weight: float) -> None:
+        """Count the micro-batch just computed, `weight` being its part of the global batch."""
         if self.layers:
-            self.total += torch.cat(self.current).double() * share
+            self.total += torch.cat(self.current).double() * weight
 
     @torch.no_grad()
     def end(self) -> None:

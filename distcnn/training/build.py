@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -14,15 +15,16 @@ import torch._inductor.config
 from torch import nn
 from torch.optim import Optimizer
 
-from distcnn.checkpoint.resume import find_checkpoint
-from distcnn.checkpoint.state import Checkpoint
-from distcnn.config.plan import Plan, make_plan, to_steps
-from distcnn.config.schema import Config, DataConfig
+from distcnn.checkpoint.resume import find_resumed, unwritable
+from distcnn.config.plan import Plan, make_plan
+from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
-from distcnn.data.augment.mix import Mix
-from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst, statistics
-from distcnn.data.augment.randaugment import RandAugment
-from distcnn.data.loaders import Preprocess, ResidentLoader, StreamingLoader, check_resident, resident_bytes
+from distcnn.data import augment
+from distcnn.data.augment.pipeline import Pipeline, build_pipeline
+from distcnn.data.loaders.resident import ResidentLoader, check_resident, resident_bytes
+from distcnn.data.loaders.streaming import StreamingLoader
+from distcnn.data.normalize import Normalize, statistics
+from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import load as sources
 from distcnn.data.sources.load import ImageSet, check_classes
@@ -34,14 +36,12 @@ from distcnn.engine import accelerate as engine_accelerate
 from distcnn.engine.accelerate import AccelerateEngine
 from distcnn.engine.base import AUTOCAST, Engine
 from distcnn.engine.ddp import DDPEngine
-from distcnn.errors import InputError
 from distcnn.models import MODELS
-from distcnn.models.build import build_model, forward_flops
+from distcnn.models.build import build_model, check_sizes, forward_flops
 from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.optim.schedules import Schedule
 from distcnn.registry import Problem
-from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
@@ -57,11 +57,12 @@ class Parts:
     train_data: ImageSet
     test_data: ImageSet
     normalize: Normalize
+    pipeline: Pipeline
     model: nn.Module
     optimizer: Optimizer
     plan: Plan
     schedule: Schedule
-    checkpoint: Checkpoint | None  # to go on from; its weights are in the model already
+    saved: dict[str, Any] | None  # the checkpoint to go on from
     damaged: list[Path]  # newer checkpoints that were passed over
 
 
@@ -74,6 +75,7 @@ def engine_of(config: Config, world: World) -> type[Engine]:
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
     yield from sources.problems(config.data)
+    yield from augment.problems(config)
     yield from common_device_problems(config, world)
     yield from MODELS.problems(config.model.name, config.model.args, config, "model.name", "model.args")
     yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
@@ -109,9 +111,8 @@ def prepare(config: Config, world: World) -> Parts:
         check_resident(train_data, device, world)
     image_size = train_data.images.shape[1]
     torch.manual_seed(config.seed)
-    model = build_model(
-        config.model.name, len(train_data.classes), image_size, config.model.args, config.data.small_sizes
-    )
+    classes = len(train_data.classes)
+    model = build_model(config.model.name, classes, image_size, config.model.args)
     normalize = _normalize(config, train_data)
     if callable(init := getattr(model, "init_from_images", None)):
         # Evenly: a folder's images are sorted by class.
@@ -128,12 +129,9 @@ def prepare(config: Config, world: World) -> Parts:
         threads=threads,
     )
     schedule = Schedule(config, plan)
-    if _small_steps(config, plan) >= plan.steps:
-        raise InputError(
-            f"data.small_until = {config.data.small_until}, train.duration = {config.train.duration}: no step is left "
-            "at full size, at which the images are evaluated"
-        )
-    checkpoint, damaged = find_checkpoint(config, plan, model)
+    pipeline = build_pipeline(config.data, classes=classes, image_size=image_size, plan=plan)
+    check_sizes(model, config.model.name, classes, pipeline.sizes)
+    saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
     alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
@@ -141,7 +139,7 @@ def prepare(config: Config, world: World) -> Parts:
         model = place(model, config, device, compile=config.model.compile and not foreign)
         optimizer = make_optimizer(model, config.optim, plan.lr)
     return Parts(
-        device, train_data, test_data, normalize, model, optimizer, plan, schedule, checkpoint, damaged,
+        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, saved, damaged,
     )  # fmt: skip
 
 
@@ -162,15 +160,14 @@ def make_engine(config: Config, world: World, parts: Parts) -> Engine:
 def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | StreamingLoader:
     """This rank's training batches."""
     plan, data = parts.plan, config.data
-    augment = _augment(data, len(parts.train_data.classes))
-    preprocess = make_preprocess(config, parts.normalize, parts.device, augment, _small_at_first(config, parts))
+    preprocess = make_preprocess(config, parts.normalize, parts.device)
     sampler = MicroBatchSampler(
         plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
         world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
     )  # fmt: skip
     if data.loader == "resident":
-        return ResidentLoader(parts.train_data, sampler, preprocess, config.seed)
-    return StreamingLoader(parts.train_data, sampler, preprocess, config.seed, data.workers)
+        return ResidentLoader(parts.train_data, sampler, preprocess, parts.pipeline, config.seed)
+    return StreamingLoader(parts.train_data, sampler, preprocess, parts.pipeline, config.seed, data.workers)
 
 
 def training_cures(config: Config, parts: Parts) -> list[str]:
@@ -182,16 +179,10 @@ def training_cures(config: Config, parts: Parts) -> list[str]:
     )
 
 
-def make_preprocess(
-    config: Config,
-    normalize: Normalize,
-    device: torch.device,
-    augment: Augment | None = None,
-    small: SmallAtFirst | None = None,
-) -> Preprocess:
+def make_preprocess(config: Config, normalize: Normalize, device: torch.device) -> Preprocess:
     """uint8 images → the network's input, as this run's precision and layout want it."""
     dtype = AUTOCAST[config.train.precision] or torch.float32
-    return Preprocess(normalize, device, augment, dtype=dtype, channels_last=config.model.channels_last, small=small)
+    return Preprocess(normalize, device, dtype=dtype, channels_last=config.model.channels_last)
 
 
 def place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
@@ -216,22 +207,3 @@ def _normalize(config: Config, train: ImageSet) -> Normalize:
     if config.data.mean is not None and config.data.std is not None:
         return Normalize(config.data.mean, config.data.std)
     return statistics(train.images)
-
-
-def _augment(data: DataConfig, classes: int) -> Augment:
-    alpha = data.mixup or data.cutmix
-    mix = Mix("mixup" if data.mixup else "cutmix", alpha, classes) if alpha else None
-    randaugment = RandAugment(*data.randaugment) if data.randaugment else None
-    return Augment(data.flip, data.crop_padding, data.crop_mode, data.cutout, mix, randaugment)
-
-
-def _small_at_first(config: Config, parts: Parts) -> SmallAtFirst | None:
-    sizes = config.data.small_sizes
-    if not sizes:
-        return None
-    return SmallAtFirst(parts.train_data.images.shape[1], sizes, _small_steps(config, parts.plan), parts.device)
-
-
-def _small_steps(config: Config, plan: Plan) -> int:
-    until = config.data.small_until
-    return 0 if until is None else to_steps(until, plan.batch_size, plan.steps_per_epoch)

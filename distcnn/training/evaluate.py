@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distcnn.config.schema import Config
-from distcnn.data.loaders import EvaluationLoader
+from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.distributed.collectives import sum_ranks
 from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory
 from distcnn.distributed.watchdog import Watchdog

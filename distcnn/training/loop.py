@@ -7,9 +7,11 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from distcnn.checkpoint.state import Progress
+from distcnn.checkpoint.state import TrainState
 from distcnn.config.plan import Plan
-from distcnn.data.loaders import Batch, ResidentLoader, StreamingLoader
+from distcnn.data.loaders.batch import Batch
+from distcnn.data.loaders.resident import ResidentLoader
+from distcnn.data.loaders.streaming import StreamingLoader
 from distcnn.distributed.collectives import stack_ranks
 from distcnn.distributed.signals import StopRequest, stopped
 from distcnn.distributed.watchdog import Watchdog
@@ -36,11 +38,11 @@ def fit(
     loader: ResidentLoader | StreamingLoader,
     plan: Plan,
     schedule: Schedule,
-    state: Progress,
+    state: TrainState,
     log: Callable[[Record], None],
     *,
     evaluate: Callable[[], Evaluation],
-    save: Callable[[Progress, bool, bool], str],
+    save: Callable[[TrainState, bool, bool], str],
     save_due: Callable[[], bool],
     stop: StopRequest,
     watch: Watchdog,
@@ -128,11 +130,11 @@ def train_step(
         with engine.accumulate(sync=batch.last):
             with engine.autocast():
                 logits = engine.forward(batch.images)  # [n, classes]
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.share
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=label_smoothing) * batch.weight
             watch.enter("backward")
             engine.backward(loss, sync=batch.last)
         watch.enter("statistics")
-        running.add(batch.share)
+        running.add(batch.weight)
         loss_part += loss.detach()
         if batch.last:
             break
@@ -162,7 +164,7 @@ class StepLosses:
         self,
         plan: Plan,
         schedule: Schedule,
-        state: Progress,
+        state: TrainState,
         log: Callable[[Record], None],
         watch: Watchdog,
         host_bound: HostBound,

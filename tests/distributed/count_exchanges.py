@@ -6,8 +6,10 @@ import torch
 
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
-from distcnn.data.augment.pipeline import Normalize
-from distcnn.data.loaders import Preprocess, ResidentLoader
+from distcnn.data.augment.pipeline import Pipeline
+from distcnn.data.loaders.resident import ResidentLoader
+from distcnn.data.normalize import Normalize
+from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources.load import load
 from distcnn.distributed.rendezvous import process_group
@@ -38,7 +40,7 @@ def exchanges(world: World, config: Config) -> list[float]:
     data = load(config.data, "train")
     sampler = MicroBatchSampler(len(data), batch_size=240, micro_batch=20, rank=world.rank, world_size=world.size)
     preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
-    batches = ResidentLoader(data, sampler, preprocess, seed=0).epoch(0)
+    batches = ResidentLoader(data, sampler, preprocess, Pipeline(), seed=0).epoch(0)
     counts = []
     for _ in range(3):
         exchanged = 0

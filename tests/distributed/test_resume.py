@@ -30,8 +30,8 @@ SAME = ["--checkpoint.resume", "auto"]
 def test_two_three_and_one_ranks_within_one_epoch(synthetic, tmp_path):
     """Each image of the epoch is trained on once, and the losses are those of a run that nobody has cut."""
     (tmp_path / "records.py").write_text(RECORDS)
-    train = ["train", synthetic, "--model.name", "records:Records", "--data.synthetic_train", "720", "--data.flip", "false",
-             "--data.crop_padding", "0", "--data.cutout", "0", "--train.batch_size", "120", "--train.threads", "1",
+    train = ["train", synthetic, "--model.name", "records:Records", "--data.synthetic_train", "720", "--data.augment", "[]",
+             "--train.batch_size", "120", "--train.threads", "1",
              *SAME]  # fmt: skip
     for ranks, end in ((2, 2), (3, 4), (1, 6)):
         outcome = run_ranks([*train, "--train.duration", f"{end}step"], ranks, cwd=tmp_path, LIFE=str(end))
@@ -50,14 +50,14 @@ def test_two_three_and_one_ranks_within_one_epoch(synthetic, tmp_path):
 def test_a_changed_config_is_refused_unless_it_is_meant(synthetic):
     base = ["train", synthetic, "--train.duration", "2step", *SAME]
     assert run_ranks(base).codes == [0]
-    changed = ["--train.batch_size", "120", "--seed", "5", "--optim.weight_decay", "0.1", "--data.flip", "false"]
+    changed = ["--train.batch_size", "120", "--seed", "5", "--optim.weight_decay", "0.1", "--data.augment", "flip"]
     outcome = run_ranks([*base, *changed])
     assert outcome.codes == [2]
     for change in (
         "batch_size was 240, is 120",
         "seed was 0, is 5",
         "optim.weight_decay was 0.0, is 0.1",
-        "data.flip was True, is False",
+        "data.augment was [{'crop': {'padding': 2}}, 'flip', {'cutout': {'size': 4}}], is ['flip']",
     ):
         assert change in outcome.err
     assert "allow_changes" not in outcome.err  # a seed is never changed in a run

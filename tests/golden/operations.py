@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
-from distcnn.data.loaders import Batch
+from distcnn.data.loaders.batch import Batch
 from distcnn.distributed.world import World
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics

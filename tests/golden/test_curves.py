@@ -5,7 +5,8 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConfig
+from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConfig, named
+from distcnn.data.augment import OPERATIONS
 from distcnn.models import MODELS
 from distcnn.optim import OPTIMIZERS, SCHEDULES
 from tests.golden.curves import FOLDER, NAMES, TOLERANCES, Curve, kept, run
@@ -48,7 +49,7 @@ def test_together_they_use_every_option():
     used |= {("schedule", "name", "constant"), ("optim", "name", "sgd")}  # the defaults
     for section, schema, keys in (
         ("optim", OptimConfig, ["lr_scaling"]),
-        ("train", TrainConfig, ["precision", "gradient_sum"]), ("data", DataConfig, ["crop_mode", "loader"]),
+        ("train", TrainConfig, ["precision", "gradient_sum"]), ("data", DataConfig, ["loader"]),
         ("eval", EvalConfig, ["views"]),
     ):  # fmt: skip
         hints = get_type_hints(schema)
@@ -57,7 +58,10 @@ def test_together_they_use_every_option():
         used |= {(section, key, str(getattr(defaults, key))) for key in keys}
     assert choices - used == {("train", "precision", "fp16")}
     settings = {(section, key) for section, key, _ in used}
-    wanted = {"data": ["flip", "crop_padding", "cutout", "randaugment", "mixup", "cutmix", "small_sizes"],
-              "train": ["label_smoothing", "ema", "lookahead", "clip_norm", "drop_last"]}  # fmt: skip
+    wanted = {"train": ["label_smoothing", "ema", "lookahead", "clip_norm", "drop_last"]}
     assert {(section, key) for section, keys in wanted.items() for key in keys} <= settings
+    operations = [named(item) for config in configs for item in config["data"].get("augment", ())]
+    assert {name for name, _ in operations} == {*OPERATIONS.builtin}
+    told = {(name, key, str(value)) for name, args in operations for key, value in args.items()}
+    assert {("crop", "mode", "reflect"), ("flip", "alternating", "True")} <= told
     assert sorted(TOLERANCES) == NAMES

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from distcnn.config.keys import KEYS, documented_keys
+from distcnn.config.schema import named
+from distcnn.data.augment import OPERATIONS
 from distcnn.optim import OPTIMIZERS, SCHEDULES
 from tests.integration.effects import (
     Effect,
@@ -112,6 +114,13 @@ def cropped_by_at_most(*paddings: int) -> object:
             assert largest == padding
 
     return check
+
+
+def the_order_counts_where_it_is_mirrored(runs: Sequence[Ran]) -> None:
+    """Of a flip and a crop in either order: equal where an image is not mirrored, else the window is another one."""
+    trained(runs)
+    one, other = (torch.cat(raw(ran)) for ran in runs[1:])
+    assert 0.3 < (one == other).all(dim=(1, 2, 3)).float().mean() < 0.8
 
 
 def borders_differ(runs: Sequence[Ran]) -> None:
@@ -420,6 +429,11 @@ HOME = {"TRACKIO_DIR": "{here}/trackio", "HOME": "{here}"}
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}"}
 
 
+def augmented(operation: str, argument: str, *values: object, **others: object) -> list[list[object]]:
+    """Values of data.augment that differ in one argument of one operation; 0 leaves the operation out."""
+    return [[{operation: {argument: value, **others}}] if value else [] for value in values]
+
+
 def cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
@@ -427,7 +441,7 @@ def cosine(start: float, end: float, done: float) -> float:
 EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
     "name": Effect(["one", "two"], [values_are(lambda ran: ran.folder.name, "one", "two"), same_numbers]),
     "seed": Effect([0, 1], [seeds_share_nothing, results_differ],
-                   {**NO_RATE, **PLAIN, **ONE_EPOCH, "data.flip": True, "model.args": {"dropout": 0.5}}),
+                   {**NO_RATE, **PLAIN, **ONE_EPOCH, "data.augment": ["flip"], "model.args": {"dropout": 0.5}}),
     "output_dir": Effect(["{here}/a", "{here}/b/c"], [
         values_are(lambda ran: str(ran.folder.relative_to(ran.here)), "a/run", "b/c/run"), same_numbers]),
     "engine": Effect(["ddp", "auto", "accelerate"], [
@@ -465,30 +479,33 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         values_are(lambda ran: len(ran.of("eval")[-1]["per_class"]), 10, 7), losses_differ_from(1)]),
     "data.loader": Effect(["resident", "streaming"], [
         values_are(lambda ran: {*looked(ran)}, {0}, {1}), images_equal, same_numbers],
-        {"data.flip": True, "data.crop_padding": 2, "data.workers": 1}, look=children),
+        {"data.augment": ["flip", {"crop": {"padding": 2}}], "data.workers": 1}, look=children),
     "data.workers": Effect([0, 1], [values_are(lambda ran: {*looked(ran)}, {0}, {1}), images_equal, same_numbers],
-                           {**STREAMING, "data.flip": True}, look=children),
-    "data.flip": Effect([False, True, "alternating"], [half_are_mirrored, losses_differ_from(1), evaluated_images_equal],
-                        {**PLAIN, **TWO_EPOCHS}),
-    "data.crop_padding": Effect([0, 1, 3], [cropped_by_at_most(0, 1, 3), losses_differ_from(1), evaluated_images_equal],
-                                {**PLAIN, **ONE_EPOCH}),
-    "data.crop_mode": Effect(["zeros", "reflect"], [borders_differ, losses_differ_from(1), evaluated_images_equal],
-                             {**PLAIN, **ONE_EPOCH, "data.crop_padding": 3}),
-    "data.cutout": Effect([0, 3, 6], [squares_are_blank(0, 3, 6), losses_differ_from(1), evaluated_images_equal],
-                          {**PLAIN, **ONE_EPOCH}),
-    "data.randaugment": Effect([None, [1, 10], [2, 10], [2, 30]], [images_differ, losses_differ_from(1),
-                                                                   evaluated_images_equal], STREAMING),
-    "data.mixup": Effect([None, 0.05, 4], [mixed_by_alpha(own_shares), losses_differ_from(1), evaluated_images_equal],
-                         {**PLAIN, **ONE_EPOCH}),
-    "data.cutmix": Effect([None, 0.05, 4], [mixed_by_alpha(box_shares), losses_differ_from(1), evaluated_images_equal],
-                          {**PLAIN, **ONE_EPOCH}),
-    "data.small_sizes": (
-        Effect([[8], [12], [8, 12]], [sizes_are([8, 8, 16, 16], [12, 12, 16, 16], [8, 12, 16, 16]), evaluated_images_equal],
-               {"data.small_until": "2step"}),
-        Effect([[], [8]], [refused("give both or neither", None)], {"data.small_until": "2step"}),
-    ),
-    "data.small_until": Effect(["1step", "2step", "48img"], [
-        sizes_are([8, 16, 16, 16], [8, 8, 16, 16], [8, 8, 8, 16]), evaluated_images_equal], {"data.small_sizes": [8]}),
+                           {**STREAMING, "data.augment": ["flip"]}, look=children),
+    "data.augment": Effect([[], ["flip", {"crop": {"padding": 3}}], [{"crop": {"padding": 3}}, "flip"]], [
+        the_order_counts_where_it_is_mirrored, losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.flip.alternating": Effect([[], ["flip"], [{"flip": {"alternating": True}}]], [
+        half_are_mirrored, losses_differ_from(1), evaluated_images_equal], {**PLAIN, **TWO_EPOCHS}),
+    "data.augment.crop.padding": Effect(augmented("crop", "padding", 0, 1, 3), [
+        cropped_by_at_most(0, 1, 3), losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.crop.mode": Effect(augmented("crop", "mode", "zeros", "reflect", padding=3), [
+        borders_differ, losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.cutout.size": Effect(augmented("cutout", "size", 0, 3, 6), [
+        squares_are_blank(0, 3, 6), losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.randaugment.num": Effect(augmented("randaugment", "num", 0, 1, 2, magnitude=10), [
+        images_differ, losses_differ_from(1), evaluated_images_equal], STREAMING),
+    "data.augment.randaugment.magnitude": Effect(augmented("randaugment", "magnitude", 10, 30, num=2), [
+        images_differ, losses_differ_from(1), evaluated_images_equal], STREAMING),
+    "data.augment.mixup.alpha": Effect(augmented("mixup", "alpha", 0, 0.05, 4), [
+        mixed_by_alpha(own_shares), losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.cutmix.alpha": Effect(augmented("cutmix", "alpha", 0, 0.05, 4), [
+        mixed_by_alpha(box_shares), losses_differ_from(1), evaluated_images_equal], {**PLAIN, **ONE_EPOCH}),
+    "data.augment.progressive_resize.sizes": Effect(
+        augmented("progressive_resize", "sizes", [8], [12], [8, 12], until="2step"), [
+            sizes_are([8, 8, 16, 16], [12, 12, 16, 16], [8, 12, 16, 16]), evaluated_images_equal]),
+    "data.augment.progressive_resize.until": Effect(
+        augmented("progressive_resize", "until", "1step", "2step", "48img", sizes=[8]), [
+            sizes_are([8, 16, 16, 16], [8, 8, 16, 16], [8, 8, 8, 16]), evaluated_images_equal]),
     "data.mean": Effect([HALF, FULL], [normalised_with(mean=[0.5, 0.25]), losses_differ_from(1)], {"data.std": FULL}),
     "data.std": Effect([HALF, FULL], [normalised_with(std=[0.5, 0.25]), losses_differ_from(1)], {"data.mean": HALF}),
     "model.name": Effect(["tests.integration.observing:Net", "simple_cnn", "resnet9", "mobilenet_v3_small"], [
@@ -689,6 +706,7 @@ def test_every_key_stands_in_one_of_the_tables():
 
 # Mappings of arguments: what each built-in part takes stands in the table, argument by argument.
 ARGUMENTS_OF = {"optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
+LISTS_OF = {"data.augment": OPERATIONS}  # lists of parts: each argument of each stands in the table, too
 
 
 def arguments() -> list[str]:
@@ -699,7 +717,39 @@ def arguments() -> list[str]:
         for name in parts.builtin
         for one in parts.arguments(name)
     ]
+    found += [
+        f"{key}.{name}.{one.name}"
+        for key, parts in LISTS_OF.items()
+        for name in parts.builtin
+        for one in parts.arguments(name)
+    ]
     return [*dict.fromkeys(found)]
+
+
+def setting_of(key: str) -> str:
+    """What a key of the table sets: of an item's argument, as data.augment.crop.padding, the list."""
+    return next((name for name in LISTS_OF if key.startswith(f"{name}.")), key)
+
+
+@pytest.mark.parametrize("key", [key for key in EFFECTS if setting_of(key) != key])
+def test_what_differs_is_the_argument_alone(key):
+    """The runs' lists are alike but for it; or the operation is left out."""
+    operation, argument = key.removeprefix(f"{setting_of(key)}.").split(".")
+    for effect in effects_of(key):
+        rest, different = [], []
+        for items in effect.values:
+            parts = [named(item) for item in items]
+            if operation in [name for name, _ in parts]:
+                rest.append(
+                    [
+                        (name, {k: v for k, v in args.items() if name != operation or k != argument})
+                        for name, args in parts
+                    ]
+                )
+                different.append([args.get(argument) for name, args in parts if name == operation])
+        assert all(one == rest[0] for one in rest)
+        assert all(a != b for a, b in itertools.combinations(different, 2))
+        assert len(different) > 1
 
 
 def effects_of(key: str) -> tuple[Effect, ...]:
@@ -725,7 +775,7 @@ def test_a_key_without_an_effect_here_names_a_test_that_there_is(key):
 @pytest.mark.parametrize("key", EFFECTS)
 def test_a_key_has_the_effect_that_its_text_says(runner, key):
     for effect in effects_of(key):
-        runs = runner.runs(key, effect)
+        runs = runner.runs(setting_of(key), effect)
         for expectation in effect.expected:
             expectation(runs)
 

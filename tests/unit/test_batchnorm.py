@@ -106,13 +106,13 @@ def test_a_layer_without_a_count_is_fine():
     running.end()
 
 
-def test_a_stand_in_counts_for_nothing():
+def test_a_dummy_batch_counts_for_nothing():
     model, other = network(), network()
-    for one, stand_in in ((model, False), (other, True)):
+    for one, dummy in ((model, False), (other, True)):
         running = RunningStatistics(one, micro_batches_per_step=2)
         one(images(6, 1))
         running.add(1.0)
-        if stand_in:
+        if dummy:
             one(images(6, 99))
             running.add(0.0)
         running.end()

@@ -55,7 +55,7 @@ def test_mean_and_deviation_are_those_of_the_training_images_unless_they_are_giv
 def test_flip_mirrors_about_half_of_the_images(train, order):
     images, _ = by_hand.raw()
     mirrored = []
-    for epoch, rows in zip(epochs(train({"data.flip": True})), order, strict=True):
+    for epoch, rows in zip(epochs(train({"data.augment": ["flip"]})), order, strict=True):
         seen = by_hand.as_bytes(epoch)
         flip = np.array([np.array_equal(one, images[row][..., ::-1]) for one, row in zip(seen, rows, strict=True)])
         assert np.array_equal(seen[~flip], images[rows][~flip])
@@ -67,7 +67,9 @@ def test_flip_mirrors_about_half_of_the_images(train, order):
 def test_the_alternating_flip_shows_each_image_the_other_way_round_in_the_next_epoch(train, order):
     images, _ = by_hand.raw()
     mirrored = np.zeros((4, by_hand.TRAIN), bool)
-    for number, (epoch, rows) in enumerate(zip(epochs(train({"data.flip": "alternating"})), order, strict=True)):
+    for number, (epoch, rows) in enumerate(
+        zip(epochs(train({"data.augment": [{"flip": {"alternating": True}}]})), order, strict=True)
+    ):
         for one, row in zip(by_hand.as_bytes(epoch), rows, strict=True):
             mirrored[number, row] = np.array_equal(one, images[row][..., ::-1])
             assert mirrored[number, row] or np.array_equal(one, images[row])
@@ -81,7 +83,7 @@ def test_a_crop_is_a_window_of_the_padded_image(train, order, mode, pad):
     images, _ = by_hand.raw()
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), mode=pad)
     offsets = set()
-    settings = {"data.crop_padding": 2, "data.crop_mode": mode}
+    settings = {"data.augment": [{"crop": {"padding": 2, "mode": mode}}]}
     for epoch, rows in zip(epochs(train(settings)), order, strict=True):
         for one, row in zip(by_hand.as_bytes(epoch), rows, strict=True):
             [found] = [
@@ -98,7 +100,7 @@ def test_a_crop_is_a_window_of_the_padded_image(train, order, mode, pad):
 def test_cutout_blanks_a_square_that_may_hang_over_the_edge(train, order):
     images, _ = by_hand.raw()
     places = set()
-    for epoch, rows in zip(epochs(train({"data.cutout": 3})), order, strict=True):
+    for epoch, rows in zip(epochs(train({"data.augment": [{"cutout": {"size": 3}}]})), order, strict=True):
         for one, expected in zip(epoch.numpy(), by_hand.normalised(images[rows]), strict=True):
             blank = np.abs(one - expected).max(axis=0) > 1e-4
             assert not one[:, blank].any()  # zeros: the mean colour
@@ -117,7 +119,7 @@ def test_cutout_blanks_a_square_that_may_hang_over_the_edge(train, order):
 def test_all_of_them_at_once(train, order):
     """A window of the padded image or of its mirror image, and a blank square in it."""
     images, _ = by_hand.raw()
-    settings = {"data.flip": True, "data.crop_padding": 2, "data.cutout": 3}
+    settings = {"data.augment": ["flip", {"crop": {"padding": 2}}, {"cutout": {"size": 3}}]}
     padded = by_hand.normalised(np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))))
     kinds = set()
     for epoch, rows in zip(epochs(train(settings)), order, strict=True):
@@ -135,10 +137,10 @@ def test_all_of_them_at_once(train, order):
     assert {flip for flip, _, _ in kinds} == {0, 1}
 
 
-def test_small_sizes_share_the_steps_before_small_until(train, order):
+def test_progressive_sizes_share_the_steps_before_the_full_one(train, order):
     """Four epochs of two steps: 4×4 for three steps, 6×6 for three, the full 8×8 for two; evaluation at full size."""
     images, _ = by_hand.raw()
-    seen = train({"data.small_sizes": [4, 6], "data.small_until": "6step"})
+    seen = train({"data.augment": [{"progressive_resize": {"sizes": [4, 6], "until": "6step"}}]})
     assert [step.images[0].shape[2:] for step in seen.steps] == [(4, 4)] * 3 + [(6, 6)] * 3 + [(8, 8)] * 2
     assert {found.shape[2:] for _, found in seen.evaluated} == {(8, 8)}
     for epoch, rows in enumerate(order):
@@ -154,7 +156,7 @@ def test_randaugment_changes_the_images_by_its_number_and_strength(tmp_path, ord
     streaming = FOUR_EPOCHS | LOADERS["streaming"]
     changes = {}
     for number, strength in ((1, 0), (1, 15), (3, 15)):
-        settings = streaming | {"data.randaugment": [number, strength]}
+        settings = streaming | {"data.augment": [{"randaugment": {"num": number, "magnitude": strength}}]}
         _, seen = by_hand.train(tmp_path, settings)
         both = zip(epochs(seen), order, strict=True)
         changed = [(by_hand.as_bytes(epoch) != images[row]).mean(axis=(1, 2, 3)) for epoch, row in both]
@@ -196,7 +198,7 @@ def test_dropouts_masks_differ_by_position_epoch_and_seed_alone(tmp_path):
     whole = [mask.tobytes() for run in runs for mask in run if len(mask) == 4]
     assert len(whole) == len(set(whole)) == 3 * 4 * 5
     assert all(np.array_equal(a, b) for a, b in zip(runs[1], masks(tmp_path, seed=1), strict=True))
-    augmented = masks(tmp_path, **{"seed": 1, "data.flip": True, "optim.lr": 0.01})
+    augmented = masks(tmp_path, **{"seed": 1, "data.augment": ["flip"], "optim.lr": 0.01})
     assert all(np.array_equal(a, b) for a, b in zip(runs[1], augmented, strict=True))
 
 

@@ -41,7 +41,9 @@ def test_every_image_is_trained_once_an_epoch(tmp_path):
         assert sorted(rows) == list(range(by_hand.TRAIN))
 
 
-@pytest.mark.parametrize("settings", [{}, {"train.label_smoothing": SMOOTHED}, {"data.mixup": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"train.label_smoothing": SMOOTHED}, {"data.augment": [{"mixup": {"alpha": 1.0}}]}]
+)
 def test_the_loss_of_an_evaluation_is_that_of_the_bare_labels(tmp_path, settings):
     result, seen = by_hand.train(tmp_path, settings)
     test_images, labels = by_hand.raw("test")
@@ -84,7 +86,9 @@ def box(seen: Tensor, own: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.0, SMOOTHED])
 @pytest.mark.parametrize(("kind", "share_of"), [("mixup", blend), ("cutmix", box)])
 def test_mixed_images_are_learned_with_both_labels(tmp_path, pairs, kind, share_of, share, loader):
-    result, seen = by_hand.train(tmp_path, {f"data.{kind}": 1.0, "train.label_smoothing": share} | LOADERS[loader])
+    result, seen = by_hand.train(
+        tmp_path, {"data.augment": [{kind: {"alpha": 1.0}}], "train.label_smoothing": share} | LOADERS[loader]
+    )
     images, labels = by_hand.raw()
     images, labels = by_hand.normalised(images), by_hand.one_hot(labels)
     expected, own_label, all_shares = [], [], []
@@ -108,7 +112,7 @@ def test_alpha_is_that_of_the_shares_beta_distribution(tmp_path, pairs):
     images = by_hand.normalised(by_hand.raw()[0])
     spread = {}
     for alpha in (0.05, 4.0):
-        _, seen = by_hand.train(tmp_path, {"data.mixup": alpha})
+        _, seen = by_hand.train(tmp_path, {"data.augment": [{"mixup": {"alpha": alpha}}]})
         both = zip(seen.steps, pairs, strict=True)
         mixed = [(m, *pair) for step, rows in both for m, pair in zip(step.images, rows, strict=True)]
         shares = np.concatenate([blend(m, images[own], images[other]) for m, own, other in mixed])

@@ -78,13 +78,6 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
         ),
         ({"data": DataConfig(mean=(0, 0, 0))}, "data.mean data.std"),
         ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
-        ({"data": DataConfig(cutout=33)}, "data.cutout data.image_size"),
-        ({"data": DataConfig(crop_padding=32)}, "data.crop_padding data.image_size"),
-        ({"data": DataConfig(small_sizes=(24,))}, "data.small_sizes data.small_until"),
-        ({"data": DataConfig(small_until="2ep")}, "data.small_sizes data.small_until"),
-        ({"data": DataConfig(small_sizes=(24, 32), small_until="2ep")}, "data.small_sizes data.image_size"),
-        ({"data": DataConfig(mixup=0.2, cutmix=1)}, "data.mixup data.cutmix"),
-        ({"data": DataConfig(randaugment=(2, 9))}, "data.randaugment data.loader"),
         ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
         ({"data": DataConfig(source="digits", url="http://x")}, "data.url data.source"),
         ({"train": TrainConfig(tf32=True, device="cpu")}, "train.tf32 train.device"),
@@ -100,16 +93,19 @@ def test_a_conflict_names_all_keys_involved(sections, keys):
 
 
 def test_what_is_near_a_conflict_is_fine():
-    assert found(data=DataConfig(cutout=32, crop_padding=31, mean=(0, 0, 0), std=(1, 1, 1))) == []
+    assert found(data=DataConfig(mean=(0, 0, 0), std=(1, 1, 1))) == []
     assert found(data=DataConfig(url="http://x", md5="0" * 32)) == []
     assert found(name="a.b") == []
-    assert found(data=DataConfig(small_sizes=(31,), small_until="1step")) == []
-    assert found(data=DataConfig(cutmix=1, randaugment=(2, 9), loader="streaming")) == []
 
 
 def test_yaml_and_dict_round_trip(tmp_path):
     arguments = ["--name", "ä 1e3", "--seed=8", "--optim.args.eps", "1e-9", "--model.args={w: [1, {x: null}]}"]
-    arguments += ["--data.mean=[0.1, 0.2, 0.3]", "--data.std=[1, 1, 1]", "--data.flip", "alternating"]
+    arguments += [
+        "--data.mean=[0.1, 0.2, 0.3]",
+        "--data.std=[1, 1, 1]",
+        "--data.augment",
+        "[flip, {crop: {mode: reflect}}]",
+    ]
     arguments += ["--schedule.name=step", "--schedule.args.milestones=[0.5ep, 7step]"]
     config = Settings().read_arguments(arguments).check(1)
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -144,4 +140,4 @@ def test_every_key_is_documented_with_its_type_and_default():
     assert documented["data.mean"][0] == "[r, g, b]"
     assert documented["optim.name"][:2] == ("str", "sgd")
     assert documented["model.compile"][:2] == ("bool", "false")
-    assert documented["data.flip"][:2] == ("true|false|alternating", "false")
+    assert documented["data.augment"][:2] == ("names, or {name: {argument: value}}", "[]")

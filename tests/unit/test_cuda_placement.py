@@ -5,6 +5,7 @@ whatever depends on a value.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distcnn.config.settings import Settings
-from distcnn.data.augment.mix import Mix
-from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst
-from distcnn.data.loaders import Preprocess
+from distcnn.data.augment.crop import Crop
+from distcnn.data.augment.cutmix import Cutmix
+from distcnn.data.augment.cutout import Cutout
+from distcnn.data.augment.flip import Flip
+from distcnn.data.augment.mixup import Mixup
+from distcnn.data.augment.operation import Places
+from distcnn.data.augment.pipeline import Pipeline
+from distcnn.data.augment.progressive_resize import ProgressiveResize
+from distcnn.data.loaders.batch import Finish
+from distcnn.data.normalize import Normalize
+from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.distributed.world import World
 from distcnn.models.build import build_model
@@ -29,14 +38,19 @@ from tests.pretended_cuda import CUDA, backward, on_cuda, pretended_cuda
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize("name", ["simple_cnn", "compact_cnn", "resnet9", "resnet18"])
 def test_a_batch_is_made_and_classified_on_the_device(mode, name):
-    augment = Augment(flip=True, crop_padding=4, crop_mode=mode, cutout=8)
+    pipeline = Pipeline([Flip(), Crop(4, mode), Cutout(8)])
     model = build_model(name, 10, 32)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), CUDA, augment, dtype=torch.bfloat16)
+        preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), CUDA, dtype=torch.bfloat16)
         images = torch.empty(100, 32, 32, 3, dtype=torch.uint8, device=CUDA)
         indices = torch.zeros(20, dtype=torch.int64, device=CUDA)
-        draws = torch.zeros(20, 5, dtype=torch.int64, device=CUDA)
-        batch = preprocess.input(augment.batch(images.index_select(0, indices), draws), draws)
+        early, late = (
+            torch.zeros(3, 20, dtype=torch.int64, device=CUDA),
+            torch.zeros(2, 20, dtype=torch.int64, device=CUDA),
+        )
+        chosen = pipeline.on_bytes(images.index_select(0, indices), early)
+        floats, _ = pipeline.on_floats(preprocess.normalized(chosen), indices, late, 0)
+        batch = preprocess.layout(floats)
         assert (batch.device, batch.shape, batch.dtype) == (CUDA, (20, 3, 32, 32), torch.bfloat16)
         assert batch.is_contiguous(memory_format=torch.channels_last)
         on_device = {key: fake.from_tensor(t).to(CUDA) for key, t in model.state_dict().items()}
@@ -45,22 +59,24 @@ def test_a_batch_is_made_and_classified_on_the_device(mode, name):
         assert (logits.device, logits.shape) == (CUDA, (20, 10))
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_batch_is_mixed_and_reduced_on_the_device(kind):
-    augment = Augment("alternating", crop_padding=4, mix=Mix(kind, 1.0, 10))
+@pytest.mark.parametrize("mix", [Mixup(10, 1.0), Cutmix(10, 1.0)], ids=["mixup", "cutmix"])
+def test_a_batch_is_mixed_and_resized_on_the_device(mix):
+    plan = SimpleNamespace(batch_size=20, steps_per_epoch=3, steps=3)
+    pipeline = Pipeline([Flip(True), Crop(4), mix, ProgressiveResize(plan, 32, (24,), "2step")])
     positions = np.arange(60)
-    real = augment.draw(0, 0, positions, positions, 32, 32)
+    places = Places(0, 0, positions, positions, 32, 32)
+    real = pipeline.on_bytes.draw(places), pipeline.on_floats.draw(places)
     sampler = MicroBatchSampler(60, batch_size=20, micro_batch=20)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        small = SmallAtFirst(32, (24,), 2, CUDA)
-        preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), CUDA, augment, dtype=torch.bfloat16, small=small)
-        draws = fake.from_tensor(real).to(CUDA)
+        preprocess = Preprocess(Normalize((0.5,) * 3, (0.5,) * 3), CUDA, dtype=torch.bfloat16)
+        finish = Finish(preprocess, pipeline, 0)
+        early, late = (fake.from_tensor(one).to(CUDA) for one in real)
         sizes = []
         for micro in sampler.micro_batches():
             images = torch.empty(20, 32, 32, 3, dtype=torch.uint8, device=CUDA)
             labels = torch.zeros(20, dtype=torch.int64, device=CUDA)
-            chosen = draws[micro.start : micro.stop]
-            batch = preprocess.batch(augment.batch(images, chosen), labels, chosen, sampler, micro, 0)
+            images = pipeline.on_bytes(images, early[:, micro.start : micro.stop])
+            batch = finish(images, labels, late[:, micro.start : micro.stop], micro)
             assert (batch.images.device, batch.images.dtype) == (CUDA, torch.bfloat16)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert (batch.labels.device, batch.labels.shape) == (CUDA, (20, 10))

@@ -1,27 +1,29 @@
 """Resident and streaming batches: the same bits in the same order, whatever the rank, the worker or the start."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment.pipeline import Augment, SmallAtFirst
+from distcnn.data.augment.progressive_resize import ProgressiveResize
 from distcnn.data.augment.randaugment import RandAugment
 from distcnn.data.keyed import keyed
-from distcnn.data.loaders import EvaluationLoader, Preprocess, _copied, check_resident, resident_bytes
+from distcnn.data.loaders.evaluation import EvaluationLoader
+from distcnn.data.loaders.resident import check_resident, resident_bytes
+from distcnn.data.loaders.streaming import _copied
+from distcnn.data.preprocess import Preprocess
 from distcnn.distributed.world import World
 from distcnn.errors import DeviceError
-from tests.loaders import AUGMENTS, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, data, loader, same
+from tests.loaders import ALL, AUGMENTED, CPU, CUTMIX, MIXUP, NORMALIZE, SIZE, Cutout, data, drawn, loader, places, same
 
 
-@pytest.mark.parametrize(
-    "augment", AUGMENTS, ids=["none", "cutout", "zeros", "reflect", "alternating", "mixup", "cutmix"]
-)
+@pytest.mark.parametrize("name", AUGMENTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
-    resident, streaming = (loader(workers, augment, dtype=dtype) for workers in (None, 0))
+def test_streaming_gives_the_resident_batches_to_the_bit(name, dtype):
+    resident, streaming = (loader(workers, AUGMENTED[name], dtype=dtype) for workers in (None, 0))
     for epoch in (0, 1):
         pairs = list(zip(resident.epoch(epoch), streaming.epoch(epoch), strict=True))
         assert len(pairs) == 9
@@ -30,14 +32,14 @@ def test_streaming_gives_the_resident_batches_to_the_bit(augment, dtype):
 
 
 @pytest.mark.parametrize(
-    ("workers", "augment"),
-    [(None, AUGMENTS[2]), (0, AUGMENTS[2]), (None, Augment(mix=CUTMIX)), (0, Augment(randaugment=RandAugment(2, 15)))],
+    ("workers", "operations"),
+    [(None, ALL), (0, ALL), (None, [CUTMIX]), (0, [RandAugment(2, 15)])],
     ids=["resident", "streaming", "cutmix", "randaugment"],
 )
-def test_batches_do_not_depend_on_the_world_size(workers, augment):
+def test_batches_do_not_depend_on_the_world_size(workers, operations):
     def batches(world):
-        dealt = [list(loader(workers, augment, rank, world).epoch(1)) for rank in range(world)]
-        return {b.seed: b for one in dealt for b in one if b.share}
+        dealt = [list(loader(workers, operations, rank, world).epoch(1)) for rank in range(world)]
+        return {b.seed: b for one in dealt for b in one if b.weight}
 
     alone = batches(1)
     assert len(alone) == 9  # each place in the epoch has a seed of its own
@@ -50,7 +52,7 @@ def test_batches_do_not_depend_on_the_world_size(workers, augment):
 
 @pytest.mark.parametrize("workers", [None, 0])
 def test_a_start_in_mid_epoch_gives_the_tail(workers):
-    one = loader(workers, AUGMENTS[2])
+    one = loader(workers, ALL)
     whole = list(one.epoch(3))
     assert all(same(a, b) for a, b in zip(whole[4:], one.epoch(3, first_step=1), strict=True))
     assert not any(torch.equal(a.images, b.images) for a, b in zip(whole, one.epoch(4), strict=True))
@@ -63,7 +65,7 @@ def test_a_batch_is_the_chosen_images_normalised():
     expected = (images.images[rows] / 255 - NORMALIZE.mean) / NORMALIZE.std
     np.testing.assert_allclose(first.images.permute(0, 2, 3, 1), expected, atol=1e-5)
     assert first.labels.tolist() == images.labels[rows].tolist()
-    assert (first.share, first.last) == (3 / 12, False)
+    assert (first.weight, first.last) == (3 / 12, False)
     assert 0 <= first.seed < 2**63
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     (contiguous, *_) = loader(channels_last=False).epoch(0)
@@ -71,10 +73,15 @@ def test_a_batch_is_the_chosen_images_normalised():
     assert torch.equal(contiguous.images, first.images)
 
 
+def resized(sizes):
+    """For the first five steps."""
+    return ProgressiveResize(SimpleNamespace(batch_size=12, steps_per_epoch=3, steps=9), SIZE, sizes, "5step")
+
+
 @pytest.mark.parametrize("workers", [None, 0])
 def test_images_are_small_until_a_step_in_mid_epoch(workers):
     """Three steps an epoch: the first five are small, those of the first epoch smaller."""
-    one, full = loader(workers, AUGMENTS[2], small=SmallAtFirst(SIZE, (4, 6), 5, CPU)), loader(None, AUGMENTS[2])
+    one, full = loader(workers, [*ALL, resized((4, 6))]), loader(None, ALL)
     for epoch, small_steps in ((0, 3), (1, 2), (2, 0)):
         size = 4 if epoch == 0 else 6
         step = 0
@@ -92,36 +99,29 @@ def test_images_are_small_until_a_step_in_mid_epoch(workers):
     assert {batch.images.shape[-1] for batch in tail} == {6, SIZE}
 
 
-def test_small_images_do_not_depend_on_the_world_size_and_are_not_evaluated():
+def test_small_images_do_not_depend_on_the_world_size():
     def batches(world):
-        small = SmallAtFirst(SIZE, (6,), 5, CPU)
-        dealt = [loader(None, AUGMENTS[2], rank, world, small=small).epoch(1) for rank in range(world)]
-        return {b.seed: b.images for one in dealt for b in one if b.share}
+        dealt = [loader(None, [*ALL, resized((6,))], rank, world).epoch(1) for rank in range(world)]
+        return {b.seed: b.images for one in dealt for b in one if b.weight}
 
     alone, shared = batches(1), batches(2)
     assert alone.keys() == shared.keys()
     assert all(torch.equal(alone[seed], shared[seed]) for seed in alone)
-    preprocess = Preprocess(NORMALIZE, CPU, small=SmallAtFirst(SIZE, (6,), 5, CPU))
-    assert {images.shape[-1] for _, images, _ in EvaluationLoader(data(), 9, preprocess)} == {SIZE}
 
 
 @pytest.mark.parametrize("mix", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
 def test_images_and_labels_are_mixed_within_a_micro_batch(mix):
-    (mixed, *_), (plain, *_) = loader(None, Augment(mix=mix)).epoch(0), loader().epoch(0)
-    draws = Augment(mix=mix).draw(5, 0, np.arange(3), np.arange(3), SIZE, SIZE)
-    images = mix.images(plain.images.permute(0, 2, 3, 1), draws).permute(0, 3, 1, 2)
-    assert torch.equal(mixed.images, images)
+    (mixed, *_), (plain, *_) = loader(None, [mix]).epoch(0), loader().epoch(0)
+    images, labels = mix(plain.images.permute(0, 2, 3, 1), plain.labels, drawn(mix, places(3)), 0)
+    assert torch.equal(mixed.images, images.permute(0, 3, 1, 2))
     assert not torch.equal(mixed.images, plain.images)
-    assert torch.equal(mixed.labels, mix.targets(plain.labels, draws, SIZE, SIZE))
+    assert torch.equal(mixed.labels, labels)
 
 
 def test_cutout_leaves_the_mean_colour():
-    augment = Augment(cutout=3)
-    one = loader(None, augment)
-    (first, *_) = one.epoch(0)
-    mask = augment.cutout_mask(augment.draw(5, 0, np.arange(3), np.arange(3), SIZE, SIZE), SIZE, SIZE).expand(
-        -1, 3, -1, -1
-    )
+    cutout = Cutout(3)
+    (first, *_) = loader(None, [cutout]).epoch(0)
+    mask = cutout.mask(drawn(cutout, places(3)), SIZE, SIZE).expand(-1, 3, -1, -1)
     (plain, *_) = loader().epoch(0)
     assert torch.equal(first.images, plain.images.masked_fill(mask, 0))
 
@@ -165,7 +165,7 @@ def test_the_global_generators_are_left_alone():
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     for workers in (None, 0):
-        assert len(list(loader(workers, AUGMENTS[2]).epoch(0))) == 9
+        assert len(list(loader(workers, ALL).epoch(0))) == 9
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == np.random.get_state()[1].tolist()
 
@@ -176,7 +176,7 @@ def test_dropout_seeds_are_not_those_of_the_augmentation():
 
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_evaluation_streams_each_image_once_unaugmented(world):
-    preprocess = Preprocess(NORMALIZE, CPU, AUGMENTS[2])
+    preprocess = Preprocess(NORMALIZE, CPU)
     streams = [list(EvaluationLoader(data(), 9, preprocess, rank, world)) for rank in range(world)]
     batches = sorted((batch for one in streams for batch in one), key=lambda batch: batch[0])
     assert [number for number, _, _ in batches] == [0, 1, 2]

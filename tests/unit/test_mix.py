@@ -5,16 +5,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distcnn.data.augment.mix import Mix
-from distcnn.data.augment.pipeline import Augment
+from distcnn.data.augment.cutmix import Cutmix
+from distcnn.data.augment.mixup import Mixup
 from distcnn.data.keyed import beta, keyed
+from tests.loaders import drawn, places
 
 N, HEIGHT, WIDTH, CLASSES = 6, 8, 5, 4
 
 
-def drawn(mix, n=N, epoch=0, first=0):
-    positions = np.arange(first, first + n)
-    return Augment(mix=mix).draw(3, epoch, positions, positions, HEIGHT, WIDTH)
+def at(n=N, epoch=0, first=0, height=HEIGHT, width=WIDTH):
+    return places(n, 3, epoch, first, height, width)
+
+
+def bounds(draws):
+    return [draws[name].tolist() for name in ("top", "bottom", "left", "right")]
 
 
 def batch():
@@ -37,9 +41,8 @@ def test_beta_has_the_distribution_and_follows_the_position_alone(alpha):
 
 
 def test_mixup_blends_each_image_and_label_with_those_before():
-    mix, (images, labels) = Mix("mixup", 1.0, CLASSES), batch()
-    draws = drawn(mix)
-    mixed, targets = mix.images(images, draws), mix.targets(labels, draws, HEIGHT, WIDTH)
+    mix, (images, labels) = Mixup(CLASSES, 1.0), batch()
+    mixed, targets = mix(images, labels, drawn(mix, at()), 0)
     shares = torch.from_numpy(beta(1.0, keyed(3, 0), np.arange(N))).float()
     for i, share in enumerate(shares):
         torch.testing.assert_close(mixed[i], share * images[i] + (1 - share) * images[i - 1], rtol=0, atol=1e-6)
@@ -48,12 +51,12 @@ def test_mixup_blends_each_image_and_label_with_those_before():
 
 
 def test_cutmix_pastes_one_box_and_counts_its_pixels():
-    mix, (images, labels) = Mix("cutmix", 1.0, CLASSES), batch()
+    mix, (images, labels) = Cutmix(CLASSES, 1.0), batch()
     boxes = 0
     for epoch in range(20):
-        draws = drawn(mix, epoch=epoch)
-        mixed, targets = mix.images(images, draws), mix.targets(labels, draws, HEIGHT, WIDTH)
-        for i, (top, bottom, left, right) in enumerate(draws[:, -4:].tolist()):
+        draws = drawn(mix, at(epoch=epoch))
+        mixed, targets = mix(images, labels, draws, 0)
+        for i, (top, bottom, left, right) in enumerate(zip(*bounds(draws), strict=True)):
             assert 0 <= top <= bottom <= HEIGHT
             assert 0 <= left <= right <= WIDTH
             expected = images[i].clone()
@@ -70,8 +73,8 @@ def test_a_box_inside_the_image_has_the_drawn_share():
     """Away from the edges, where nothing is cut off: its sides are those of the image times the root of the share."""
     n, side = 2000, 1000
     positions = np.arange(n)
-    draws = Augment(mix=Mix("cutmix", 1.0, CLASSES)).draw(3, 0, positions, positions, side, side)
-    top, bottom, left, right = draws[:, -4:].T.numpy()
+    draws = drawn(Cutmix(CLASSES, 1.0), at(n, height=side, width=side))
+    top, bottom, left, right = map(np.array, bounds(draws))
     inside = (top > 0) & (bottom < side) & (left > 0) & (right < side)
     assert inside.sum() > 300
     area = ((bottom - top) * (right - left) / side**2)[inside]
@@ -80,12 +83,12 @@ def test_a_box_inside_the_image_has_the_drawn_share():
     assert abs(centre.mean() - 0.5) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("mix", [Mixup(CLASSES, 1.0), Cutmix(CLASSES, 1.0)], ids=["mixup", "cutmix"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_that_of_both_labels_by_their_shares(kind, smoothing):
-    mix, (_, labels) = Mix(kind, 1.0, CLASSES), batch()
+def test_the_loss_is_that_of_both_labels_by_their_shares(mix, smoothing):
+    images, labels = batch()
     logits = torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(1))
-    targets = mix.targets(labels, drawn(mix, first=N), HEIGHT, WIDTH)
+    _, targets = mix(images, labels, drawn(mix, at(first=N)), 0)
     own, other = (
         F.cross_entropy(logits, one, label_smoothing=smoothing, reduction="none") for one in (labels, labels.roll(1))
     )
@@ -97,8 +100,8 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(kind, smoothing):
 
 
 def test_draws_depend_on_the_place_in_the_epoch_alone():
-    for mix in (Mix("mixup", 0.2, CLASSES), Mix("cutmix", 1.0, CLASSES)):
-        whole = drawn(mix, 100)
-        assert torch.equal(drawn(mix, 10, first=40), whole[40:50])
-        assert not torch.equal(drawn(mix, 100, epoch=1)[:, 5:], whole[:, 5:])
-        assert torch.equal(whole[:, :5], drawn(None, 100))  # nothing else is drawn otherwise
+    for mix in (Mixup(CLASSES, 0.2), Cutmix(CLASSES, 1.0)):
+        whole, part, other = (drawn(mix, at(*where)) for where in ((100,), (10, 0, 40), (100, 1)))
+        for name, values in whole.items():
+            assert torch.equal(part[name], values[40:50])
+            assert not torch.equal(other[name], values)

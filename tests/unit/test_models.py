@@ -8,7 +8,7 @@ from torch import nn
 
 from distcnn.errors import InputError
 from distcnn.models import MODELS
-from distcnn.models.build import build_model, forward_flops
+from distcnn.models.build import build_model, check_sizes, forward_flops
 
 
 def parameters(model):
@@ -94,14 +94,17 @@ def test_other_sizes_and_numbers_of_classes(name, classes, size):
 
 @pytest.mark.parametrize("name", ["resnet9", "compact_cnn"])
 def test_a_second_smaller_size(name):
-    model = build_model(name, 10, 32, small_sizes=[24])
+    model = build_model(name, 10, 32)
+    check_sizes(model, name, 10, [24])
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 24, 24)).shape == (2, 10)
 
 
 def test_a_network_of_one_size_refuses_the_smaller_one():
-    with pytest.raises(InputError, match=r"data\.small_sizes, 24: model\.name = simple_cnn: cannot .*24×24.*resnet9$"):
-        build_model("simple_cnn", 10, 32, small_sizes=[24])
+    with pytest.raises(
+        InputError, match=r"data\.augment, images of 24 pixels: model\.name = simple_cnn: cannot .*24×24.*resnet9$"
+    ):
+        check_sizes(build_model("simple_cnn", 10, 32), "simple_cnn", 10, [24])
 
 
 def test_resnet18_keeps_the_resolution_of_small_images():

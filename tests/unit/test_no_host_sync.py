@@ -1,14 +1,23 @@
 """Between two log points the host never waits for the device: no step reads a value of a tensor."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distcnn.config.schema import OptimConfig
-from distcnn.data.augment.mix import Mix
-from distcnn.data.augment.pipeline import Augment, Normalize, SmallAtFirst
-from distcnn.data.loaders import Preprocess, ResidentLoader, StreamingLoader
+from distcnn.data.augment.crop import Crop
+from distcnn.data.augment.cutmix import Cutmix
+from distcnn.data.augment.cutout import Cutout
+from distcnn.data.augment.flip import Flip
+from distcnn.data.augment.pipeline import Pipeline
+from distcnn.data.augment.progressive_resize import ProgressiveResize
+from distcnn.data.loaders.resident import ResidentLoader
+from distcnn.data.loaders.streaming import StreamingLoader
+from distcnn.data.normalize import Normalize
+from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources.load import ImageSet
 from distcnn.distributed.watchdog import Watchdog
@@ -60,16 +69,15 @@ def training(optim, precision, make_loader):
     rng = np.random.default_rng(0)
     data = ImageSet(rng.integers(0, 256, (80, 16, 16, 3), np.uint8), rng.integers(0, 3, 80), ("a", "b", "c"))
     sampler = MicroBatchSampler(80, batch_size=20, micro_batch=10)
-    augment = Augment("alternating", 2, "zeros", 4, Mix("cutmix", 1.0, 3))
+    plan = SimpleNamespace(batch_size=20, steps_per_epoch=4, steps=4)
+    pipeline = Pipeline([Flip(True), Crop(2), Cutout(4), Cutmix(3, 1.0), ProgressiveResize(plan, 16, (12,), "2step")])
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    preprocess = Preprocess(
-        Normalize((0.5,) * 3, (0.25,) * 3), CPU, augment, dtype=dtype, small=SmallAtFirst(16, (12,), 2, CPU)
-    )
+    preprocess = Preprocess(Normalize((0.5,) * 3, (0.25,) * 3), CPU, dtype=dtype)
     model = build_model("resnet9", 3, 16, {"width": 4})
     optimizer = make_optimizer(model, OptimConfig(name=optim, weight_decay=1e-3), 0.01)
     engine = DDPEngine(model, optimizer, CPU, precision, clip_norm=1.0, micro_batches=2)
     running, watch = RunningStatistics(engine.computed, 2), Watchdog(World(), None, 60, print)
-    batches = make_loader(data, sampler, preprocess).epoch(0)
+    batches = make_loader(data, sampler, preprocess, pipeline).epoch(0)
     return lambda: train_step(engine, batches, running, 0.01, 0.1, watch)
 
 

@@ -173,7 +173,7 @@ def test_under_sync_batchnorm_all_ranks_compute_equally_often(world, micro, accu
         steps = []
         for rank in range(world):
             sampler = MicroBatchSampler(images, batch_size=batch, micro_batch=micro, rank=rank, world_size=world)
-            steps.append([(micro.last, micro.share > 0) for micro in sampler.micro_batches()])
+            steps.append([(micro.last, micro.weight > 0) for micro in sampler.micro_batches()])
         alike = all(own == steps[0] for own in steps) and all(real for own in steps for _, real in own)
         seen.add(alike)
         if alike:

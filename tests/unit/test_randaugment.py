@@ -6,9 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from distcnn.data.augment.randaugment import OPERATIONS, STRONGEST, RandAugment, apply
-from distcnn.data.keyed import keyed
-
-KEY = keyed(3, 1)
+from tests.loaders import drawn, places
 
 
 def images(n, size=12):
@@ -31,34 +29,40 @@ def test_the_operations_are_those_of_torchvision(magnitude):
 
 def test_images_that_go_together_are_changed_each_by_itself():
     augment, pool = RandAugment(2, 15), images(200)
-    done = augment(pool, KEY, np.arange(200))
+    draws = drawn(augment, places(200))
+    done = augment(pool, draws)
     assert done.dtype == torch.uint8
     assert done.shape == pool.shape
     assert done.is_contiguous()
-    operations, signs = augment.draw(KEY, np.arange(200))
     for i in range(200):
         one = pool[i].permute(2, 0, 1)[None]
-        for number, sign in zip(operations[:, i], signs[:, i], strict=True):
+        for number, sign in ((int(draws[f"operation {k}"][i]), int(draws[f"sign {k}"][i])) for k in range(2)):
             one = apply(OPERATIONS[number], one, sign * 0.5)
         assert torch.equal(done[i], one[0].permute(1, 2, 0))
 
 
 def test_draws_depend_on_the_position_alone_and_are_spread_evenly():
     augment, n = RandAugment(2, 9), 28_000
-    operations, signs = augment.draw(KEY, np.arange(n))
+
+    def drawn(where):
+        draws = augment.draw(where)
+        assert [*draws] == ["operation 0", "sign 0", "operation 1", "sign 1"]
+        return tuple(np.stack([draws[f"{name} {k}"] for k in range(2)]) for name in ("operation", "sign"))
+
+    operations, signs = drawn(places(n))
     assert operations.shape == signs.shape == (2, n)
     for row in operations:
         assert np.abs(np.bincount(row, minlength=14) / n * 14 - 1).max() < 0.1
     assert abs(np.corrcoef(*operations)[0, 1]) < 0.02
     assert abs(signs.mean()) < 0.02
-    part = augment.draw(KEY, np.arange(50, 90))
+    part = drawn(places(40, first=50))
     assert (part[0] == operations[:, 50:90]).all()
     assert (part[1] == signs[:, 50:90]).all()
-    assert (augment.draw(keyed(3, 2), np.arange(n))[0] != operations).mean() > 0.9
+    assert (drawn(places(n, epoch=1))[0] != operations).mean() > 0.9
 
 
 def test_the_original_is_left_alone():
     pool = images(20)
     before = pool.clone()
-    RandAugment(3, 30)(pool, KEY, np.arange(20))
+    RandAugment(3, 30)(pool, drawn(RandAugment(3, 30), places(20)))
     assert torch.equal(pool, before)

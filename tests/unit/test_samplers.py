@@ -71,18 +71,18 @@ def test_every_image_once_and_the_same_micro_batches_at_every_world_size(drop_la
             assert {len(steps) for steps in by_rank} == {alone.steps} == {len(bounds)}
             for number, expected in enumerate(bounds):
                 together = [m for steps in by_rank for m in steps[number]]
-                assert sorted((m.start, m.stop) for m in together if m.share) == expected
-                assert sum(m.share for m in together) == pytest.approx(1, abs=1e-12)
+                assert sorted((m.start, m.stop) for m in together if m.weight) == expected
+                assert sum(m.weight for m in together) == pytest.approx(1, abs=1e-12)
                 assert all(sum(m.last for m in steps[number]) == 1 for steps in by_rank)
-                assert all(len(steps[number]) == 1 for steps in by_rank if not steps[number][0].share)
+                assert all(len(steps[number]) == 1 for steps in by_rank if not steps[number][0].weight)
 
 
-def test_a_share_is_the_part_of_the_global_batch_and_a_stand_in_has_none():
+def test_a_weight_is_the_part_of_the_global_batch_and_a_dummy_batch_has_none():
     two, three = (steps_of(sampler(26, 24, 4, rank, world=4))[-1] for rank in (0, 1))
-    assert [(m.start, m.stop, m.share) for m in two] == [(24, 26, 1.0)]
-    assert [(m.start, m.stop, m.share) for m in three] == [(24, 26, 0.0)]
+    assert [(m.start, m.stop, m.weight) for m in two] == [(24, 26, 1.0)]
+    assert [(m.start, m.stop, m.weight) for m in three] == [(24, 26, 0.0)]
     full = steps_of(sampler(26, 24, 4, rank=1, world=4))[0]
-    assert [(m.start, m.stop, m.share) for m in full] == [(4, 8, 4 / 24), (20, 24, 4 / 24)]
+    assert [(m.start, m.stop, m.weight) for m in full] == [(4, 8, 4 / 24), (20, 24, 4 / 24)]
 
 
 def test_micro_batches_are_dealt_in_turn():
@@ -112,7 +112,7 @@ def test_a_start_in_mid_epoch_is_the_tail(world):
         for first in range(one.steps + 1):
             one.set_epoch(2, first)
             assert steps_of(one) == whole[first:]
-            left = [m for step in whole[first:] for m in step if m.share]
+            left = [m for step in whole[first:] for m in step if m.weight]
             assert list(one) == [i for m in left for i in one.order()[m.start : m.stop].tolist()]
         one.set_epoch(2)
         assert steps_of(one) == whole
@@ -120,12 +120,12 @@ def test_a_start_in_mid_epoch_is_the_tail(world):
 
 def test_another_world_size_goes_on_with_the_images_that_remain():
     before = [i for rank in range(2) for step in steps_of(sampler(50, 12, 2, rank, 2))[:2] for m in step
-              for i in range(m.start, m.stop) if m.share]  # fmt: skip
+              for i in range(m.start, m.stop) if m.weight]  # fmt: skip
     after = []
     for rank in range(5):
         one = sampler(50, 12, 2, rank, 5)
         one.set_epoch(0, first_step=2)
-        after += [i for m in one.micro_batches() if m.share for i in range(m.start, m.stop)]
+        after += [i for m in one.micro_batches() if m.weight for i in range(m.start, m.stop)]
     assert sorted(before + after) == list(range(50))
 
 

@@ -6,8 +6,13 @@ import numpy as np
 import torch
 
 from distcnn.config.schema import Config, DataConfig, TrainConfig
-from distcnn.data.augment.pipeline import Augment, Normalize
-from distcnn.data.loaders import Preprocess, ResidentLoader
+from distcnn.data.augment.crop import Crop
+from distcnn.data.augment.flip import Flip
+from distcnn.data.augment.operation import Places
+from distcnn.data.augment.pipeline import Pipeline
+from distcnn.data.loaders.resident import ResidentLoader
+from distcnn.data.normalize import Normalize
+from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources.load import ImageSet
 from distcnn.distributed.world import World
@@ -20,11 +25,13 @@ PAIRS = [(seed, epoch) for seed in range(50) for epoch in range(50)]
 def test_no_two_seeds_or_epochs_share_order_flips_or_dropout():
     pixels = np.arange(IMAGES, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
     data = ImageSet(pixels, np.arange(IMAGES), ("a", "b"))
-    augment = Augment(flip=True, crop_padding=1)
-    preprocess = Preprocess(Normalize((0, 0, 0), (1, 1, 1)), torch.device("cpu"), augment)
+    pipeline = Pipeline([Flip(), Crop(1)])
+    preprocess = Preprocess(Normalize((0, 0, 0), (1, 1, 1)), torch.device("cpu"))
     orders, flips, crops, seeds = set(), set(), set(), set()
     loaders = [
-        ResidentLoader(data, MicroBatchSampler(IMAGES, batch_size=32, micro_batch=16, seed=seed), preprocess, seed)
+        ResidentLoader(
+            data, MicroBatchSampler(IMAGES, batch_size=32, micro_batch=16, seed=seed), preprocess, pipeline, seed
+        )
         for seed in range(50)
     ]
     positions = np.arange(IMAGES)
@@ -32,9 +39,9 @@ def test_no_two_seeds_or_epochs_share_order_flips_or_dropout():
         batches = list(loaders[seed].epoch(epoch))  # what a training gets
         orders.add(tuple(torch.cat([batch.labels for batch in batches]).tolist()))
         seeds |= {batch.seed for batch in batches}
-        draws = augment.draw(seed, epoch, positions, positions, 4, 4)
-        flips.add(tuple(draws[:, 0].tolist()))
-        crops.add(tuple(draws[:, 1:3].flatten().tolist()))
+        flip, crop = pipeline.on_bytes.unpack(pipeline.on_bytes.draw(Places(seed, epoch, positions, positions, 4, 4)))
+        flips.add(tuple(flip["mirrored"].tolist()))
+        crops.add((*crop["down"].tolist(), *crop["right"].tolist()))
     assert len(orders) == len(flips) == len(crops) == len(PAIRS)
     assert len(seeds) == 2 * len(PAIRS)
 

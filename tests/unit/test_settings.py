@@ -66,11 +66,11 @@ def test_argument_values_are_yaml():
         "[1, 1, 1]",
         "--model.args",
         "{width: 8}",
-        "--data.flip=true",
+        "--data.augment=[flip]",
     ]
     config = Settings().read_arguments([*arguments, "--train.clip_norm=1", "--train.clip_norm", "null"]).check(1)
     assert config.data.mean == (0.1, 0.2, 1.0)
-    assert (config.model.args, config.data.flip, config.train.clip_norm) == ({"width": 8}, True, None)
+    assert (config.model.args, config.data.augment, config.train.clip_norm) == ({"width": 8}, ("flip",), None)
 
 
 @pytest.mark.parametrize("value", ["010", "12:30", "2024-01-05", "2024-13-45", "0b_", "on", "#1"])
@@ -103,7 +103,7 @@ def test_all_problems_at_once_with_their_places(tmp_path):
         ("optim.lr", ".nan", "finite"),
         ("optim.lr", "fast", "number"),
         ("optim.weight_decay", "-1", "greater than or equal to 0"),
-        ("data.flip", "maybe", "boolean"),
+        ("data.augment", "[{flip: 1}]", "one name with its arguments"),
         ("data.test_fraction", "1.0", "less than 1"),
         ("data.md5", "xyz", "pattern"),
         ("data.mean", "[0.5, 0.5, x]", "number"),

@@ -1,173 +1,140 @@
-"""Augmentation and normalisation of a whole batch at once, on its device; draws depend on (seed, epoch, position)."""
+"""The augmentation of a run: its operations, in their order, and how what they draw gets to where it is used."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distcnn.data.augment.mix import Mix
-from distcnn.data.augment.randaugment import RandAugment
-from distcnn.data.keyed import keyed, uniform
+from distcnn.config.plan import Plan
+from distcnn.config.schema import DataConfig, named
+from distcnn.data.augment import OPERATIONS, impossible_order
+from distcnn.data.augment.crop import Crop
+from distcnn.data.augment.flip import Flip
+from distcnn.data.augment.operation import BatchOperation, Draws, ImageOperation, Operation, Places
+from distcnn.errors import InputError
 
-_ALTERNATING = 2**33  # a key beside those of the epochs
 
+class Part:
+    """Some of a run's operations, and their draws for n images, packed: one [K, n] int64 tensor, one copy to a device.
 
-@dataclass(frozen=True)
-class Augment:
-    """Flip, padded random crop, cutout, mixing and RandAugment. The neutral values leave the images alone."""
+    Floats travel as the bits of float64. A part of the columns is that of a part of the images.
+    """
 
-    flip: bool | Literal["alternating"] = False
-    crop_padding: int = 0  # pixels
-    crop_mode: Literal["zeros", "reflect"] = "zeros"
-    cutout: int = 0  # pixels a side; centred anywhere in the image, so that it may hang over the edge
-    mix: Mix | None = None
-    randaugment: RandAugment | None = None  # after the crop, by the streaming loader's workers
-
-    @property
-    def active(self) -> bool:
-        """Whether there is anything to draw; RandAugment draws by itself."""
-        return bool(self.flip) or self.crop_padding > 0 or self.cutout > 0 or self.mix is not None
-
-    def draw(
-        self,
-        seed: int,
-        epoch: int,
-        positions: NDArray[np.int64],
-        indices: NDArray[np.int64],
-        height: int,
-        width: int,
-    ) -> Tensor:
-        """[n, 5 + k] int64 for the images `indices` [n] at `positions` [n] of an epoch's order.
-
-        They are: flip, row and column offset of the crop, row and column of the cutout, then those of `mix`, if any.
-        The alternating flip (Jordan 2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images, drawn by
-        (seed, index), in the first epoch, the other half in the next, and so on in turn: two epochs show every image
-        both ways.
-        """
-        key = keyed(seed, epoch)
-        span = 2 * self.crop_padding + 1
-        if self.flip == "alternating":
-            flip = (uniform(keyed(seed, _ALTERNATING), indices, 0) < 0.5) ^ (epoch % 2 == 1)
-        else:
-            flip = (uniform(key, positions, 0) < 0.5) & self.flip
-        columns = [
-            flip,
-            np.floor(uniform(key, positions, 1) * span) - self.crop_padding,
-            np.floor(uniform(key, positions, 2) * span) - self.crop_padding,
-            np.floor(uniform(key, positions, 3) * height) - self.cutout // 2,
-            np.floor(uniform(key, positions, 4) * width) - self.cutout // 2,
-            *(self.mix.draw(key, positions, height, width) if self.mix else ()),
+    def __init__(self, operations: Sequence[Operation], owners: Sequence[tuple[int, ...]]):
+        """`owners`: what the numbers of each operation are keyed by. Raises InputError for draws not of shape [n]."""
+        self.operations, self.owners = operations, owners
+        none = np.empty(0, np.int64)
+        self.rows = [  # of each operation: the names of its draws, and whether they are floats
+            [(name, values.dtype.kind == "f") for name, values in drawn.items()]
+            for drawn in self._drawn(Places(0, 0, none, none, 1, 1))
         ]
-        return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
 
-    def batch(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images [n, H, W, C] uint8, contiguous, and their draws → [n, H, W, C] uint8, on the same device.
+    def draw(self, places: Places) -> Tensor:
+        """Draw for n images: [K, n], on the CPU."""
+        rows = [_packed(values) for drawn in self._drawn(places) for values in drawn.values()]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, len(places.positions), dtype=torch.int64)
 
-        A row of a crop lies in memory in one piece, W·C bytes of a row of the padded image: what is gathered is such
-        pieces, not pixels, from the images and from their mirror images. Cutout and mixing are left to the loader:
-        after normalising, the square is filled with zeros, the mean colour.
+    def unpack(self, draws: Tensor) -> list[Draws]:
+        """Give each operation its own draws, by their names: views of [K, n]."""
+        rows = iter(draws.unbind())
+        return [
+            {name: next(rows).view(torch.float64) if floats else next(rows) for name, floats in names}
+            for names in self.rows
+        ]
+
+    def _drawn(self, places: Places) -> Iterator[dict[str, NDArray[Any]]]:
+        for operation, owner in zip(self.operations, self.owners, strict=True):
+            own = replace(places, owner=owner, first_stream=operation.first_stream or 0)
+            drawn = dict(operation.draw(own))
+            for name, values in drawn.items():
+                if values.shape != places.positions.shape or values.dtype.kind not in "biuf":
+                    raise InputError(
+                        f"data.augment: {type(operation).__name__}.draw, {name}: should be one number for each of the "
+                        f"{len(places.positions)} images, not {values.dtype} of shape {list(values.shape)}"
+                    )
+            yield drawn
+
+
+class OnBytes(Part):
+    """The operations on images as they are stored. A flip and a crop that stand side by side are one gather."""
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images [n, H, W, C] uint8 and their draws [K, n], on one device → images of the same shape."""
+        rest = list(zip(self.operations, self.unpack(draws), strict=True))
+        while rest:
+            (one, drawn), (other, others) = rest.pop(0), rest[0] if rest else (None, {})
+            if isinstance(one, Flip) and isinstance(other, Crop):
+                images = other.windows(images, others["down"], others["right"], drawn["mirrored"])
+            elif isinstance(one, Crop) and isinstance(other, Flip):
+                mirrored, right = others["mirrored"], drawn["right"]
+                # The mirror image is cropped, not the crop mirrored.
+                right = torch.where(mirrored.bool(), -right, right)
+                images = one.windows(images, drawn["down"], right, mirrored)
+            elif isinstance(one, ImageOperation):
+                images = one(images, drawn)
+                continue
+            rest.pop(0)
+        return images
+
+
+class OnFloats(Part):
+    """The operations on normalised images, and on whole batches."""
+
+    def __call__(self, images: Tensor, labels: Tensor, draws: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Images [n, H, W, C] float32, labels [n] and draws [K, n], on one device, of an optimizer step of the run.
+
+        Returns images [n, H', W', C] float32 and labels, [n] int64 or [n, classes] float32 probabilities.
         """
-        if not (self.flip or self.crop_padding):
-            return images
-        n, height, width, channels = images.shape
-        pad, reflect = self.crop_padding, self.crop_mode == "reflect"
-        above = 0 if reflect else pad  # rows are mirrored by their numbers
-        mirrored = images.flip(2) if self.flip or reflect else images
-        padded = images.new_zeros(2 if self.flip else 1, n, above + height + above, pad + width + pad, channels)
-        for out, one, other in zip(padded, (images, mirrored), (mirrored, images), strict=False):
-            rows = out[:, above : above + height]
-            rows[:, :, pad : pad + width] = one
-            if reflect:
-                rows[:, :, :pad] = other[:, :, width - 1 - pad : width - 1]
-                rows[:, :, pad + width :] = other[:, :, 1 : 1 + pad]
-        flip, down, right = draws[:, 0], draws[:, 1], draws[:, 2]
-        if self.flip:
-            right = torch.where(flip.bool(), -right, right)  # the mirror image is cropped, not the crop mirrored
-        row = torch.arange(height, device=images.device) + down[:, None]  # [n, H]
-        row = _reflect(row, height) if reflect else row + above
-        image = flip * n + torch.arange(n, device=images.device)
-        first = (image[:, None] * (height + 2 * above) + row) * (width + 2 * pad) + (right + pad)[:, None]
-        # Piece number i begins at pixel i of all that is in `padded`: the pieces overlap, and nothing is copied.
-        pieces = padded.as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
-        return pieces.index_select(0, first.flatten()).view(n, height, width, channels)
-
-    def cutout_mask(self, draws: Tensor, height: int, width: int) -> Tensor:
-        """[n, 1, H, W] bool: True where the square lies."""
-        rows = torch.arange(height, device=draws.device) - draws[:, 3, None]  # [n, H], from the square's first row
-        columns = torch.arange(width, device=draws.device) - draws[:, 4, None]
-        return (
-            ((rows >= 0) & (rows < self.cutout))[:, None, :, None]
-            & ((columns >= 0) & (columns < self.cutout))[:, None, None, :]
-        )  # fmt: skip
+        for operation, drawn in zip(self.operations, self.unpack(draws), strict=True):
+            if isinstance(operation, BatchOperation):
+                images, labels = operation(images, labels, drawn, step)
+            elif isinstance(operation, ImageOperation):
+                images = operation(images, drawn)
+        return images, labels
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
-    """Mirror indices that lie outside 0…size-1 at the border pixel, which is not repeated."""
-    index = index.abs()
-    return torch.where(index > size - 1, 2 * (size - 1) - index, index)
+class Pipeline:
+    """All operations of a run: first those `on_bytes`, then, after normalising, those `on_floats`."""
+
+    def __init__(self, operations: Sequence[ImageOperation | BatchOperation] = ()):
+        """Raise InputError for an order that is not possible."""
+        if problem := impossible_order([(type(one).__name__, one.stage) for one in operations]):
+            raise InputError(f"data.augment: {problem}")
+        bytes_ = [one for one in operations if isinstance(one, ImageOperation) and one.stage == "uint8"]
+        owners = list(_owners(operations))
+        self.on_bytes = OnBytes(bytes_, owners[: len(bytes_)])
+        self.on_floats = OnFloats(operations[len(bytes_) :], owners[len(bytes_) :])
+        self.sizes = tuple(size for one in operations for size in one.sizes)  # sides that images get, in pixels
 
 
-@dataclass(frozen=True)
-class Normalize:
-    """(x / 255 - mean) / std, for red, green and blue."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [3] float32 each: x · scale + shift for x in 0…255."""
-        scale = [1 / (255 * std) for std in self.std]
-        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+def build_pipeline(config: DataConfig, *, classes: int, image_size: int, plan: Plan) -> Pipeline:
+    """Build the operations of `data.augment`. Raises InputError."""
+    operations = []
+    for name, args in map(named, config.augment):
+        built = OPERATIONS.build(name, args, classes=classes, image_size=image_size, plan=plan)
+        if not isinstance(built, ImageOperation | BatchOperation):
+            kinds = f"{ImageOperation.__module__}.ImageOperation or BatchOperation"
+            raise InputError(f"data.augment: {name}: should be an {kinds}, not {type(built).__name__}")
+        operations.append(built)
+    return Pipeline(operations)
 
 
-class SmallAtFirst:
-    """Square images at lower resolutions for the first `steps` of a run: a step costs (size / image size)² as much.
-
-    Each of `sizes` has the same share of those steps; rising ones are progressive resizing, as in fast.ai's ImageNet
-    in 18 minutes (Howard 2018, https://www.fast.ai/posts/2018-08-10-fastai-diu-imagenet.html).
-    Bilinear with antialiasing, as `F.interpolate` computes it, whose weights are taken from there once: two matrix
-    products then take less than half of its time on a CPU.
-    """
-
-    def __init__(self, image_size: int, sizes: Sequence[int], steps: int, device: torch.device):
-        self.sizes, self.steps = sizes, steps
-        unit = torch.eye(image_size)[None, None]
-        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
-        for size in sizes:
-            weights = F.interpolate(unit, (size, image_size), mode="bilinear", antialias=True)[0, 0]  # [size, H]
-            columns = torch.kron(weights, torch.eye(3)).T  # [W·3, size·3]: each channel by itself
-            self.weights[size] = weights.to(device), columns.to(device)
-
-    def size_at(self, step: int) -> int | None:
-        """Pixels a side; None: they are full size from then on."""
-        return self.sizes[step * len(self.sizes) // self.steps] if step < self.steps else None
-
-    def reduce(self, rows: Tensor, size: int) -> Tensor:
-        """[n, H, W·3] float32 → [n, size, size·3]."""
-        weights, columns = self.weights[size]
-        return (weights @ rows).flatten(0, 1).mm(columns).view(len(rows), size, -1)
+def _owners(operations: Sequence[Operation]) -> Iterator[tuple[int, ...]]:
+    """What each operation's numbers are keyed by: its class's name, and how many of its class stand before it."""
+    before = Counter[str]()
+    for one in operations:
+        name = type(one).__qualname__
+        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        own = () if one.first_stream is not None else (number,)
+        yield (*own, before[name]) if before[name] else own
+        before[name] += 1
 
 
-def statistics(images: NDArray[np.uint8]) -> Normalize:
-    """Mean and standard deviation of each channel of [N, H, W, C] uint8 images, in 0…1, from exact integer sums.
-
-    For the original CIFAR-10: 0.4914/0.4822/0.4465 and 0.2470/0.2435/0.2616. A channel that never varies would
-    divide by zero: its standard deviation is given as 1.
-    """
-    n, channels = images[..., 0].size, images.shape[-1]
-    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-    for start in range(0, len(images), 512):
-        flat = images[start : start + 512].reshape(-1, images[0].size).astype(np.uint32)  # [n, H·W·C]
-        total += flat.sum(axis=0, dtype=np.int64).reshape(-1, channels).sum(axis=0)
-        squares += np.einsum("ij,ij->j", flat, flat).astype(np.int64).reshape(-1, channels).sum(axis=0)
-    mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    std[std == 0] = 255
-    (m0, m1, m2), (s0, s1, s2) = (mean / 255).tolist(), (std / 255).tolist()
-    return Normalize((m0, m1, m2), (s0, s1, s2))
+def _packed(values: NDArray[Any]) -> NDArray[np.int64]:
+    return values.astype(np.float64).view(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)

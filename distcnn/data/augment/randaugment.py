@@ -1,14 +1,17 @@
 """RandAugment (Cubuk et al. 2020, arXiv:1909.13719): some operations, drawn for each image, at one common strength."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from distcnn.config.schema import Config, Int
+from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.data.keyed import keyed, uniform
+from distcnn.registry import Problem, checked_by
 
 # The paper's fourteen. The last eight have a direction, or strengthen as well as weaken: drawn as a sign.
 OPERATIONS = (
@@ -18,30 +21,42 @@ OPERATIONS = (
 STRONGEST = 30
 
 
-@dataclass(frozen=True)
-class RandAugment:
-    """`num` operations one after the other, all of `magnitude` in 0…30; ranges as in torchvision's RandAugment.
+def _streamed(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+    if config.data.loader == "resident":
+        text = "randaugment runs on the CPU, beside the training: set data.loader streaming"
+        yield ("data.augment", "data.loader"), text
 
-    Images that drew the same operation go through it together.
+
+@checked_by(_streamed)
+@dataclass(frozen=True)
+class RandAugment(ImageOperation):
+    """`num` operations one after the other, all of one magnitude; ranges as in torchvision's RandAugment.
+
+    It runs in the streaming loader's workers. Images that drew the same operation go through it together.
     """
 
-    num: int
-    magnitude: int
+    num: Annotated[Int, Field(ge=1, le=14, description="operations for each image")] = 2
+    magnitude: Annotated[Int, Field(ge=0, le=30, description="their strength")] = 9
 
-    def draw(self, key: int, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[num, n] operations' numbers, [num, n] signs (1 or -1), for [n] positions of the epoch of that key."""
-        keys = [keyed(key, 1, i) for i in range(self.num)]
-        operations = [np.floor(uniform(one, positions, 0) * len(OPERATIONS)) for one in keys]
-        signs = [np.where(uniform(one, positions, 1) < 0.5, 1, -1) for one in keys]
-        return np.stack(operations).astype(np.int64), np.stack(signs)
+    first_stream = 0
 
-    def __call__(self, images: Tensor, key: int, positions: NDArray[np.int64]) -> Tensor:
-        """Images [n, H, W, 3] uint8, on the CPU, in the key's epoch → the same shape."""
+    def draw(self, places: Places) -> Drawn:
+        """Draw each image's operations, numbers in OPERATIONS, and their signs, 1 or -1."""
+        drawn = {}
+        for i in range(self.num):
+            key = keyed(places.key, 1, i)
+            drawn[f"operation {i}"] = np.floor(uniform(key, places.positions, 0) * len(OPERATIONS)).astype(np.int64)
+            drawn[f"sign {i}"] = np.where(uniform(key, places.positions, 1) < 0.5, 1, -1)
+        return drawn
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Images [n, H, W, 3] uint8, on the CPU → the same shape."""
         images = images.permute(0, 3, 1, 2).clone()  # [n, 3, H, W]
-        for operations, signs in zip(*self.draw(key, positions), strict=True):
+        for i in range(self.num):
+            operations, signs = draws[f"operation {i}"], draws[f"sign {i}"]
             for number, name in enumerate(OPERATIONS):
                 for sign in (1, -1):
-                    rows = torch.from_numpy(np.flatnonzero((operations == number) & (signs == sign)))
+                    rows = ((operations == number) & (signs == sign)).nonzero().flatten()
                     if len(rows):
                         images[rows] = apply(name, images[rows], sign * self.magnitude / STRONGEST)
         return images.permute(0, 2, 3, 1).contiguous()
