@@ -24,7 +24,7 @@ EOF
 }
 
 [ "${1:-}" != "--help" ] || { usage; exit 0; }
-ranks="" hostfile="" config="" nodes=1 index="" meeting=""
+ranks="" hostfile="" config="" nodes=1 index="" rendezvous=""
 while getopts "n:f:c:N:i:m:h" option; do
     case "$option" in
         n) ranks=$OPTARG ;;
@@ -32,7 +32,7 @@ while getopts "n:f:c:N:i:m:h" option; do
         c) config=$OPTARG ;;
         N) nodes=$OPTARG ;;
         i) index=$OPTARG ;;
-        m) meeting=$OPTARG ;;
+        m) rendezvous=$OPTARG ;;
         h) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
@@ -51,14 +51,14 @@ own=$(dirname "${BASH_SOURCE[0]}")/accelerate
 options=()
 
 if [ "$nodes" != 1 ]; then
-    [[ $meeting =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
+    [[ $rendezvous =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
     [ -n "$index" ] || die "-N $nodes needs -i INDEX, another on every node, from 0"
     check_number -i "$index" 0
     [ "$index" -lt "$nodes" ] || die "-i $index: should be below -N $nodes; the first node is 0"
     [ -n "$ranks" ] || ranks=$((gpus > 0 ? gpus : 2))
     config=${config:-$own/several_nodes.yaml}
     options=(--num_processes $((ranks * nodes)) --num_machines "$nodes" --machine_rank "$index"
-        --main_process_ip "${meeting%:*}" --main_process_port "${meeting##*:}")
+        --main_process_ip "${rendezvous%:*}" --main_process_port "${rendezvous##*:}")
 elif [ -n "$config" ] && [ -z "$hostfile" ]; then
     [ -z "$ranks" ] || options=(--num_processes "$ranks")
 elif [ "$gpus" -gt 0 ] && [ -z "$hostfile" ]; then

@@ -12,7 +12,7 @@ usage: launch/torchrun.sh [-n RANKS] [-r RESTARTS] [-N NODES -m HOST:PORT] CONFI
   -N   number of nodes; start this script once on each of them. MIN:MAX for an elastic job, which goes on when nodes
        come and go
   -m   host (one of the nodes) and port where the nodes meet
-  -r   start the ranks again so many times when one has failed; default 0
+  -r   how often to start the ranks again when one has failed; default 0
 
 Give --checkpoint.resume auto with -r or MIN:MAX, so that ranks that start again go on where they were.
 
@@ -22,12 +22,12 @@ EOF
 }
 
 [ "${1:-}" != "--help" ] || { usage; exit 0; }
-ranks="" nodes=1 meeting="" restarts=0
+ranks="" nodes=1 rendezvous="" restarts=0
 while getopts "n:N:m:r:h" option; do
     case "$option" in
         n) ranks=$OPTARG ;;
         N) nodes=$OPTARG ;;
-        m) meeting=$OPTARG ;;
+        m) rendezvous=$OPTARG ;;
         r) restarts=$OPTARG ;;
         h) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
@@ -44,12 +44,12 @@ check_number -r "$restarts" 0
 if [ "$nodes" = 1 ]; then
     where=(--standalone)
 else
-    [[ $meeting =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
+    [[ $rendezvous =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
     # The id keeps two Slurm jobs apart that meet at the same host and port.
-    where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$meeting" --rdzv-id "distcnn-${SLURM_JOB_ID:-0}")
+    where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --rdzv-id "distcnn-${SLURM_JOB_ID:-0}")
     # torchrun compares HOST with what this host's own name resolves to, which on Debian is 127.0.1.1 and no match for
     # the address that the other nodes use: whether an address is this host's is seen by listening on it.
-    if python -c 'import socket, sys; socket.create_server((sys.argv[1], 0)).close()' "${meeting%:*}" 2> /dev/null; then
+    if python -c 'import socket, sys; socket.create_server((sys.argv[1], 0)).close()' "${rendezvous%:*}" 2> /dev/null; then
         where+=(--rdzv-conf is_host=true)
     fi
 fi

@@ -66,7 +66,7 @@ done
 # The agents meet on this node, which is the first one, at a port that is free now.
 head=${SLURMD_NODENAME:-$(hostname)}
 port=$("$PYTHON" -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
-meeting=(--nproc-per-node="${ranks_per_node:-1}"
+rendezvous=(--nproc-per-node="${ranks_per_node:-1}"
     --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID")
 case "${mode:?}" in
     srun)
@@ -75,14 +75,14 @@ case "${mode:?}" in
         ;;
     torchrun)
         srun --kill-on-bad-exit=1 bash -c 'agent "$@"' agent \
-            --nnodes="$SLURM_JOB_NUM_NODES" "${meeting[@]}" -m distcnn "$@" &
+            --nnodes="$SLURM_JOB_NUM_NODES" "${rendezvous[@]}" -m distcnn "$@" &
         steps+=($!)
         ;;
     elastic)
         # A step for each node, the first one first: a step over all of them would hang when one is lost.
         for node in "$head" $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vx "$head"); do
             srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c 'agent "$@"' agent \
-                --nnodes="1:$SLURM_JOB_NUM_NODES" "${meeting[@]}" --max-restarts=3 \
+                --nnodes="1:$SLURM_JOB_NUM_NODES" "${rendezvous[@]}" --max-restarts=3 \
                 --rdzv-conf=last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=3 -m distcnn "$@" &
             steps+=($!)
         done

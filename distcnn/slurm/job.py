@@ -75,7 +75,7 @@ def submit(config: OneConfig | Sequence[OneConfig], overrides: Overrides = (), *
 
     The other parameters say what to ask Slurm for:
 
-    - `nodes` (1; with launcher="elastic" at most so many), `gpus_per_node` (0)
+    - `nodes` (1; the most there may be with launcher="elastic"), `gpus_per_node` (0)
     - `ranks_per_node` (one per GPU, or 1), `cpus_per_rank` (the cluster's default)
     - `time`: the time limit, as sbatch takes it, such as "04:00:00" (the partition's)
     - `array`: elements such as "0-9": a job per seed, or per config
