@@ -1,4 +1,4 @@
-"""What the doctor measures between ranks: clocks, all-reduces by size, and each link by itself, in each direction."""
+"""Measurements between ranks: clocks, all-reduces by size, and each link by itself, in each direction."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from distcnn.bench.timing import mark, seconds_between, wait
 from distcnn.distributed.collectives import gather_objects
 from distcnn.distributed.world import World
-from distcnn.doctor.local import Finding
+from distcnn.doctor.links import Pair, slow_links
 
 SIZES = (1 << 10, 1 << 15, 1 << 20, 1 << 24)  # bytes of an all-reduce
 CUDA_SIZES = (*SIZES, 1 << 28)  # on NVLink 16 MiB are over before they have reached its full rate
@@ -21,28 +21,28 @@ _REPEATS = {"cpu": 1, "cuda": 10}  # all-reduces that are issued together: on CU
 MESSAGE = 1 << 22  # bytes over one link
 _CUDA_MESSAGE = 1 << 28  # at most, and as many as go over it in this time:
 _MESSAGE_S = 0.02
-_RANKS = 16  # of more, each is tried with its neighbour and with the one half way round only
-_SLOW = 0.6  # of what links of its kind reach: half the bandwidth is named, noise is not
+_RANKS = 16  # of more, each is measured with its neighbour and the rank half the ring away
 _ROUNDS = 3
-Pair = tuple[int, int]
-Links = Mapping[Pair, float]  # (from, to) → bytes a second
 
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Of one message size."""
+    """All-reduces of one message size."""
 
     size: int  # bytes
     seconds: float  # median
-    bandwidth: float  # bytes a second on the bus: size · 2 (world - 1) / world / seconds, as nccl-tests counts it
+    bandwidth: float  # bytes per second on the bus: size · 2 (world - 1) / world / seconds, as nccl-tests counts it
+
+
+Measured = tuple[list[AllReduce], dict[Pair, float]]
 
 
 @dataclass(frozen=True)
-class Way:
-    """What is measured: tensors on this rank's device, which go over `data`. What the ranks say to each other about
-    it goes over `host`, a gloo group. Of both, None is the default group.
+class Transport:
+    """What is measured: tensors on this rank's device, which go over the group `data`.
 
-    `alive` is told what begins: whoever looks on knows by it that the ranks do not hang, or where they do.
+    What the ranks tell each other about it goes over `host`, a gloo group. Of both, None is the default group. `alive`
+    is told what begins, so that a watching thread knows that the ranks do not hang, or where they do.
     """
 
     world: World
@@ -52,24 +52,27 @@ class Way:
     alive: Callable[[str], None] = lambda _: None
 
 
-def measure(way: Way, hosts: Sequence[str]) -> tuple[list[AllReduce], dict[Pair, float]]:
-    """All-reduces by size, and all links; equal on all ranks, which call it alike."""
-    table = all_reduces(way)
-    sizes = dict.fromkeys(chosen_pairs(way.world.size), MESSAGE)
-    found = links(way, sizes)
-    if way.device.type == "cuda":  # over a fast link that was mostly latency
+def measure(transport: Transport, hosts: Sequence[str]) -> Measured:
+    """Measure all-reduces by size, and all links. A collective; equal on all ranks."""
+    table = all_reduces(transport)
+    sizes = dict.fromkeys(chosen_pairs(transport.world.size), MESSAGE)
+    found = links(transport, sizes)
+    if transport.device.type == "cuda":  # over a fast link that was mostly latency
         sizes = {pair: message_size(speed) for pair, speed in found.items()}
-        found |= links(way, {pair: size for pair, size in sizes.items() if size > MESSAGE})
+        found |= links(transport, {pair: size for pair, size in sizes.items() if size > MESSAGE})
     for _ in range(2):  # noise passes, a slow link stays slow
         if not (suspects := slow_links(found, hosts)):
             break
-        again = links(way, {pair: sizes[pair] for pair in suspects})
+        again = links(transport, {pair: sizes[pair] for pair in suspects})
         found = {pair: max(speed, again.get(pair, 0.0)) for pair, speed in found.items()}
     return table, found
 
 
 def clock_skew() -> list[float]:
-    """Seconds that each rank's clock is ahead of rank 0's; some of it is the time that a meeting takes."""
+    """Return the seconds that each rank's clock is ahead of rank 0's, by rank; a part is the time of the exchange.
+
+    A collective.
+    """
     best = [float("inf")]
     for _ in range(5):
         dist.barrier()
@@ -79,12 +82,12 @@ def clock_skew() -> list[float]:
     return best
 
 
-def all_reduces(way: Way) -> list[AllReduce]:
-    """By message size; all ranks have rank 0's figures."""
-    found, device, size = [], way.device, way.world.size
+def all_reduces(transport: Transport) -> list[AllReduce]:
+    """Measure all-reduces by message size; all ranks get rank 0's figures. A collective."""
+    found, device, size = [], transport.device, transport.world.size
     repeats = _REPEATS[device.type]
     for count in CUDA_SIZES if device.type == "cuda" else SIZES:
-        way.alive(f"all-reduces of {count} bytes")
+        transport.alive(f"all-reduces of {count} bytes")
         data = torch.zeros(count // 4, device=device)
         times = []
         begun = time.perf_counter()
@@ -92,113 +95,72 @@ def all_reduces(way: Way) -> list[AllReduce]:
             wait(device)
             begin = mark(device)
             for _ in range(repeats):
-                dist.all_reduce(data, group=way.data)
+                dist.all_reduce(data, group=transport.data)
             end = mark(device)
             wait(device)
             times.append(seconds_between(begin, end) / repeats)
             # Rank 0's clock decides for all.
             done = torch.tensor([float(i >= 4 and time.perf_counter() - begun > 1)])
-            dist.broadcast(done, 0, group=way.host)
+            dist.broadcast(done, 0, group=transport.host)
             if done.item():
                 break
         seconds = median(times[1:])
         found.append(AllReduce(count, seconds, count * 2 * (size - 1) / size / seconds))
-    shared: list[AllReduce] = _gathered(way, found)[0]
+    shared: list[AllReduce] = _gathered(transport, found)[0]
     return shared
 
 
-def links(way: Way, sizes: Mapping[Pair, int]) -> dict[Pair, float]:
-    """The best of some tries over each (from, to), one at a time, while the others wait; equal on all ranks.
+def links(transport: Transport, sizes: Mapping[Pair, int]) -> dict[Pair, float]:
+    """Measure each (from, to) by messages of its size in bytes → bytes per second. A collective; equal on all ranks.
 
-    Of so many bytes each. They are timed on the sender, until the receiver has said that all of it is there.
+    One link at a time, while the other ranks wait, and the best of some tries. Each is timed on the sender, until the
+    receiver has said that all of it is there.
     """
-    device, rank = way.device, way.world.rank
+    device, rank = transport.device, transport.world.rank
     buffer = torch.zeros(max(sizes.values(), default=0) // 4, device=device)
     word = torch.zeros(1, device=device)
     own: dict[Pair, float] = {}
     for (sender, receiver), size in sizes.items():
         data = buffer[: size // 4]
-        dist.barrier(group=way.host)
-        way.alive(f"rank {sender} to rank {receiver}")
+        dist.barrier(group=transport.host)
+        transport.alive(f"rank {sender} to rank {receiver}")
         for _ in range(_ROUNDS + 1):
             if rank == sender:
                 begin = mark(device)
-                _pass(dist.isend, data, receiver, way)
-                _pass(dist.irecv, word, receiver, way)
+                _pass(dist.isend, data, receiver, transport)
+                _pass(dist.irecv, word, receiver, transport)
                 end = mark(device)
                 wait(device)
                 speed = size / seconds_between(begin, end)
                 own[sender, receiver] = max(speed, own.get((sender, receiver), 0.0))
             elif rank == receiver:
-                _pass(dist.irecv, data, sender, way)
-                _pass(dist.isend, word, sender, way)
+                _pass(dist.irecv, data, sender, transport)
+                _pass(dist.isend, word, sender, transport)
                 wait(device)
-    return {pair: speed for part in _gathered(way, own) for pair, speed in part.items()}
+    return {pair: speed for part in _gathered(transport, own) for pair, speed in part.items()}
 
 
-def _pass(operation: Any, tensor: Tensor, peer: int, way: Way) -> None:
+def _pass(operation: Any, tensor: Tensor, peer: int, transport: Transport) -> None:
     """As a batch of one: by itself it would make PyTorch warn that over NCCL it waits for its turn, which it is to."""
-    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer, way.data)]):
+    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer, transport.data)]):
         work.wait()
 
 
-def _gathered(way: Way, own: Any) -> list[Any]:
-    box = [None] * way.world.size
-    dist.all_gather_object(box, own, group=way.host)
+def _gathered(transport: Transport, own: Any) -> list[Any]:
+    box = [None] * transport.world.size
+    dist.all_gather_object(box, own, group=transport.host)
     return box
 
 
 def message_size(speed: float) -> int:
-    """Bytes for a message over a link of so many bytes a second: whole MiB, enough that latency does not count."""
+    """Return the bytes of a message over a link of `speed` bytes per second: whole MiB, long enough to hide latency."""
     return max(MESSAGE, min(_CUDA_MESSAGE, int(speed * _MESSAGE_S) >> 20 << 20))
 
 
 def chosen_pairs(size: int) -> list[Pair]:
-    """Every two ranks in both directions, or a part of them where there are many."""
+    """Return every two of `size` ranks in both directions, or a part of them where there are many."""
     if size <= _RANKS:
         return [(i, j) for i in range(size) for j in range(size) if i != j]
     steps = sorted({1, size // 2})
     near = [(i, (i + step) % size) for i in range(size) for step in steps]
     return [*near, *((j, i) for i, j in near)]
-
-
-def slow_links(found: Links, hosts: Sequence[str]) -> list[Pair]:
-    """Those well below what links of their kind reach: between hosts, or within one."""
-    slow = []
-    for within in (True, False):
-        kind = {pair: speed for pair, speed in found.items() if (hosts[pair[0]] == hosts[pair[1]]) is within}
-        if len(kind) > 1:
-            usual = sorted(kind.values())[-max(1, len(kind) // 4)]  # the upper quartile: most may be slow
-            slow += [pair for pair, speed in kind.items() if speed < _SLOW * usual]
-    return slow
-
-
-def link_findings(found: Links, slow: Sequence[Pair], hosts: Sequence[str]) -> list[Finding]:
-    """The links, or what is behind the slow ones: a rank that sends or receives slowly everywhere is named itself."""
-    speeds = [speed / 1e6 for speed in found.values()]
-    if not slow:
-        text = f"{len(found)} links, {min(speeds):,.0f} to {max(speeds):,.0f} MB/s"
-        return [Finding("links", "ok", text)]
-    findings, explained = [], set[Pair]()
-    for verb, end in (("sends", 0), ("receives", 1)):
-        for rank in range(len(hosts)):
-            mine = [pair for pair in found if pair[end] == rank and hosts[pair[0]] != hosts[pair[1]]]
-            mine = mine or [pair for pair in found if pair[end] == rank]
-            if mine and all(pair in slow for pair in mine) and not explained.issuperset(mine):
-                others = median(speed for pair, speed in found.items() if pair[end] != rank) / 1e6
-                own = median(found[pair] for pair in mine) / 1e6
-                text = f"rank {rank} on {hosts[rank]} {verb} {own:,.0f} MB/s, where the others reach {others:,.0f}"
-                findings.append(Finding("links", "warn", text, _CURE.format(host=hosts[rank])))
-                explained.update(mine)
-    for sender, receiver in slow:
-        if (sender, receiver) not in explained:
-            text = f"rank {sender} on {hosts[sender]} to rank {receiver} on {hosts[receiver]}: "
-            text += f"{found[sender, receiver] / 1e6:,.0f} MB/s, where the median is {median(speeds):,.0f}"
-            findings.append(Finding("links", "warn", text, _CURE.format(host=f"{hosts[sender]} and {hosts[receiver]}")))
-    return findings
-
-
-_CURE = (
-    "look at {host}: its cable and switch port (ethtool), other traffic, limits (tc qdisc), and whether "
-    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME should name a faster interface; or leave it out"
-)

@@ -1,4 +1,4 @@
-"""distcnn doctor: real faults, planted one by one, are each found and named with a cure; where all is well it is silent."""
+"""distcnn doctor: real faults, planted one by one, are each found and named with a fix; where all is well it is silent."""
 
 import json
 import re
@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from distcnn.doctor.network import chosen_pairs, link_findings, slow_links
+from distcnn.doctor.links import link_findings, slow_links
+from distcnn.doctor.network import chosen_pairs
 from tests.hosts import run_on_hosts
 from tests.needs import require
 from tests.ranks import bare, free_port, run_ranks, run_torchrun, start
@@ -17,8 +18,8 @@ DOCTOR = ["doctor", "--json"]
 def told(out):
     """The findings that are not well, by what they are about."""
     findings = json.loads(next(line for line in out.splitlines() if line.startswith("{")))["findings"]
-    assert all(finding["fix"] for finding in findings if finding["health"] != "ok")
-    return {finding["what"]: finding for finding in findings if finding["health"] != "ok"}
+    assert all(finding["fix"] for finding in findings if finding["status"] != "ok")
+    return {finding["name"]: finding for finding in findings if finding["status"] != "ok"}
 
 
 def diagnosed(shell="", *, before=(), cwd, code=0, **environment):
@@ -66,15 +67,15 @@ def test_few_open_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "health", "text"),
+    ("size", "status", "text"),
     [("size=30m", "fail", "make room"), ("size=400m", "warn", "make room"), ("nr_inodes=3", "fail", "remove some")],
 )
-def test_a_disk_that_is_full_or_has_no_room_for_files(tmp_path, size, health, text):
+def test_a_disk_that_is_full_or_has_no_room_for_files(tmp_path, size, status, text):
     require("unshare", root=True)
     (tmp_path / "runs").mkdir()
     mount = f"mount -t tmpfs -o {size} none runs"
-    found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path, code=1 if health == "fail" else 0)
-    assert found["output_dir"]["health"] == health
+    found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path, code=1 if status == "fail" else 0)
+    assert found["output_dir"]["status"] == status
     assert text in found["output_dir"]["fix"]
 
 
@@ -83,7 +84,7 @@ def test_a_disk_that_cannot_be_written(tmp_path):
     (tmp_path / "runs").mkdir()
     mount = "mount -t tmpfs none runs && mount -o remount,ro runs"
     found = diagnosed(mount, before=["unshare", "--mount"], cwd=tmp_path, code=1)
-    assert "cannot be written" in found["output_dir"]["found"]
+    assert "cannot be written" in found["output_dir"]["what"]
     cache = diagnosed(cwd=tmp_path, code=1, DISTCNN_CACHE="/proc/nothing")
     assert "$DISTCNN_CACHE" in cache["cache"]["fix"]
 
@@ -106,13 +107,13 @@ def test_a_slurm_job_started_without_srun_and_fewer_cores_than_asked_for(tmp_pat
 def test_two_launchers_that_disagree(tmp_path):
     torch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
     found = diagnosed(cwd=tmp_path, code=2, **torch, SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="3")
-    assert "Unset RANK and WORLD_SIZE" in found["launcher"]["found"] + found["launcher"]["fix"]
+    assert "Unset RANK and WORLD_SIZE" in found["launcher"]["what"] + found["launcher"]["fix"]
 
 
 def test_a_rank_that_never_comes(tmp_path):
     outcome = run_ranks([*DOCTOR, "--timeout", "3"], bare(2)[:1], cwd=tmp_path)
     assert outcome.codes == [1], outcome.err
-    assert "are all ranks started" in told(outcome.out)["meeting"]["fix"]
+    assert "are all ranks started" in told(outcome.out)["rendezvous"]["fix"]
 
 
 def test_a_tracker_that_cannot_be_reached(tmp_path):
@@ -130,7 +131,7 @@ def test_packages_that_differ_between_ranks_and_do_not_belong_together(tmp_path)
     one, other = bare(2)
     outcome = run_ranks(DOCTOR, [one, other | {"PYTHONPATH": str(tmp_path / "elsewhere")}], cwd=tmp_path)
     found = told(outcome.out)
-    assert "rank 1" in found["versions"]["found"]
+    assert "rank 1" in found["versions"]["what"]
     assert "one environment" in found["versions"]["fix"]
     pretend("torchvision")
     alone = diagnosed(cwd=tmp_path, code=1, PYTHONPATH=str(tmp_path / "elsewhere"))
@@ -152,8 +153,8 @@ def test_a_clock_that_is_ahead(tmp_path):
         assert first.wait() + second.wait() == [0, 0], first.err() + second.err()
         found = told(first.out())
     assert found.keys() == {"clocks"}
-    assert "rank 1" in found["clocks"]["found"]
-    (ahead,) = re.findall(r"is \+([\d.]+) s from rank 0", found["clocks"]["found"])
+    assert "rank 1" in found["clocks"]["what"]
+    (ahead,) = re.findall(r"is \+([\d.]+) s from rank 0", found["clocks"]["what"])
     assert float(ahead) == pytest.approx(90, abs=5)  # a busy machine's answers take a while
     assert "chrony" in found["clocks"]["fix"]
 
@@ -167,7 +168,7 @@ def test_a_rank_with_half_the_bandwidth(hosts, tmp_path):
     assert outcome.codes == [0, 0], outcome.err
     found = told(outcome.out)
     assert found.keys() == {"links"}
-    assert f"rank 1 on {hosts[1]} sends" in found["links"]["found"]
+    assert f"rank 1 on {hosts[1]} sends" in found["links"]["what"]
     assert "tc qdisc" in found["links"]["fix"]
 
 
@@ -177,9 +178,9 @@ def test_one_slow_link_is_told_from_a_slow_rank():
     assert slow_links(links, hosts) == []
     links[1, 2] = 50e6
     (finding,) = link_findings(links, slow_links(links, hosts), hosts)
-    assert finding.found.startswith("rank 1 on host1 to rank 2 on host2: 50 MB/s")
+    assert finding.what.startswith("rank 1 on host1 to rank 2 on host2: 50 MB/s")
     links |= {(3, i): 40e6 for i in range(3)}
-    found = [finding.found for finding in link_findings(links, slow_links(links, hosts), hosts)]
+    found = [finding.what for finding in link_findings(links, slow_links(links, hosts), hosts)]
     assert found[0] == "rank 3 on host3 sends 40 MB/s, where the others reach 100"
     assert len(found) == 2
     # Within a host is another kind of link than between two.

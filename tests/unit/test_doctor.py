@@ -1,5 +1,6 @@
 """distcnn doctor on GPUs, as far as no process is needed: what is found of a rank's devices, and what goes over a link."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distcnn.distributed.world import World
-from distcnn.doctor import local as doctor_local
+from distcnn.doctor import devices as doctor_devices
 from distcnn.doctor import network as doctor_network
-from distcnn.doctor.gpus import Gpu, gpu_findings, last_words, own_gpu, usable
-from distcnn.doctor.network import CUDA_SIZES, MESSAGE, Way, all_reduces, message_size, slow_links
+from distcnn.doctor.devices import Gpu, devices, own_gpu, usable
+from distcnn.doctor.findings import RankReport, fail, merged, ok, warn
+from distcnn.doctor.links import slow_links
+from distcnn.doctor.nccl import last_words
+from distcnn.doctor.network import CUDA_SIZES, MESSAGE, Transport, all_reduces, message_size
+from distcnn.doctor.ranks import gpus_of_ranks
+from distcnn.doctor.situation import Situation
 
 MIB = 1 << 20
 
@@ -23,13 +29,17 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"H{index}")
-        monkeypatch.setattr(doctor_local, "nccl_version", lambda: (2, 30, 7))
+        monkeypatch.setattr(doctor_devices, "nccl_version", lambda: (2, 30, 7))
 
     return pretend
 
 
+def situation(world):
+    return Situation(world, {}, Path("runs"), Path("cache"))
+
+
 @pytest.mark.parametrize(
-    ("count", "local_size", "health", "text"),
+    ("count", "local_size", "status", "text"),
     [
         (4, 4, "ok", "4 GPUs: H0, H1, H2, H3; CUDA"),
         (1, 4, "ok", "1 GPU: H0; CUDA"),  # each rank sees its own: Slurm's --gpu-bind, PBS
@@ -38,21 +48,21 @@ def gpus(monkeypatch):
         (0, 4, "ok", "no GPU; gloo"),
     ],
 )
-def test_devices_of_one_rank(gpus, monkeypatch, count, local_size, health, text):
+def test_devices_of_one_rank(gpus, monkeypatch, count, local_size, status, text):
     gpus(count)
-    monkeypatch.setattr(doctor_local.shutil, "which", lambda name: None)
-    (found,) = doctor_local._devices(World(size=4, local_size=local_size))
-    assert found.health == health
-    assert text in found.found
-    assert ("NCCL 2.30.7" in found.found) == (count > 0)
-    assert found.fix == ("" if health == "ok" else "start a rank for each: --nproc_per_node=4, --ntasks-per-node=4")
+    monkeypatch.setattr(doctor_devices.shutil, "which", lambda name: None)
+    (found,) = devices(situation(World(size=4, local_size=local_size)))
+    assert found.status == status
+    assert text in found.what
+    assert ("NCCL 2.30.7" in found.what) == (count > 0)
+    assert found.fix == ("" if status == "ok" else "start a rank for each: --nproc_per_node=4, --ntasks-per-node=4")
 
 
 def test_a_machine_without_nccl(gpus, monkeypatch):
     gpus(1)
-    monkeypatch.setattr(doctor_local, "nccl_version", lambda: None)
-    (found,) = doctor_local._devices(World())
-    assert "NCCL none" in found.found
+    monkeypatch.setattr(doctor_devices, "nccl_version", lambda: None)
+    (found,) = devices(situation(World()))
+    assert "NCCL none" in found.what
 
 
 def test_a_gpu_that_cannot_be_used_is_a_failure_and_counts_as_none(gpus, monkeypatch):
@@ -68,11 +78,11 @@ def test_a_gpu_that_cannot_be_used_is_a_failure_and_counts_as_none(gpus, monkeyp
     assert taken == [1]
     assert gpu.identity == ""
     (found,) = usable(gpu)
-    assert found.health == "fail"
-    assert found.found == "GPU 1 cannot be used: CUDA error: all CUDA-capable devices are busy or unavailable"
+    assert found.status == "fail"
+    assert found.what == "GPU 1 cannot be used: CUDA error: all CUDA-capable devices are busy or unavailable"
     assert "nvidia-smi" in found.fix
-    assert [one.health for one in gpu_findings([Gpu("a", 0, "GPU-1 on a"), gpu])] == ["fail"]
-    assert gpu_findings([gpu, gpu]) == []
+    assert [one.status for one in gpus_of_ranks([Gpu("a", 0, "GPU-1 on a"), gpu])] == ["fail"]
+    assert gpus_of_ranks([gpu, gpu]) == []
 
 
 def of(*names, **others):
@@ -80,21 +90,21 @@ def of(*names, **others):
 
 
 def test_each_rank_on_a_gpu_of_its_own_is_well_and_sharing_is_where_all_can():
-    (found,) = gpu_findings(of("GPU-1", "GPU-2"))
-    assert (found.health, found.found) == ("ok", "2 ranks, each on a GPU that it can use")
-    assert gpu_findings(of("", "")) == []
-    (found,) = gpu_findings(of("GPU-1", "GPU-1", shared=True))
-    assert found.health == "ok"
-    (found,) = gpu_findings([*of("GPU-1", shared=True), *of("GPU-1")])
-    assert found.found == "ranks 0, 1 have the same GPU, GPU-1 on a"
-    (found,) = gpu_findings(of("GPU-1", "GPU-1"), over_gloo=True)
-    assert found.health == "ok"
+    (found,) = gpus_of_ranks(of("GPU-1", "GPU-2"))
+    assert (found.status, found.what) == ("ok", "2 ranks, each on a GPU that it can use")
+    assert gpus_of_ranks(of("", "")) == []
+    (found,) = gpus_of_ranks(of("GPU-1", "GPU-1", shared=True))
+    assert found.status == "ok"
+    (found,) = gpus_of_ranks([*of("GPU-1", shared=True), *of("GPU-1")])
+    assert found.what == "ranks 0, 1 have the same GPU, GPU-1 on a"
+    (found,) = gpus_of_ranks(of("GPU-1", "GPU-1"), over_gloo=True)
+    assert found.status == "ok"
 
 
 def test_of_many_ranks_without_a_gpu_a_few_are_named():
     here = [Gpu("a", identity=f"GPU-{i}") for i in range(8)]
-    (found,) = gpu_findings([*here, *[Gpu("b")] * 16])
-    assert found.found.startswith("ranks 8, 9, 10, 11, 12, 13, 14, 15 and 8 more on b: no GPU")
+    (found,) = gpus_of_ranks([*here, *[Gpu("b")] * 16])
+    assert found.what.startswith("ranks 8, 9, 10, 11, 12, 13, 14, 15 and 8 more on b: no GPU")
     assert "nvidia-smi on b" in found.fix
 
 
@@ -139,7 +149,7 @@ def exchanges(monkeypatch):
         batch_isend_irecv=batch,
     )
     monkeypatch.setattr(doctor_network, "dist", fake)
-    monkeypatch.setattr(doctor_network, "_gathered", lambda way, own: [own])
+    monkeypatch.setattr(doctor_network, "_gathered", lambda transport, own: [own])
     monkeypatch.setattr(doctor_network, "mark", lambda device: seen.append(("mark", 0)) or now[0])
     monkeypatch.setattr(doctor_network, "wait", lambda device: None)
     return seen
@@ -147,9 +157,9 @@ def exchanges(monkeypatch):
 
 def test_on_cuda_all_reduces_go_up_to_256_mib_several_at_once(exchanges):
     told = []
-    way = Way(World(0, 2), torch.device("cuda", 0), "nccl", "gloo", told.append)
+    transport = Transport(World(0, 2), torch.device("cuda", 0), "nccl", "gloo", told.append)
     with FakeTensorMode():
-        table = all_reduces(way)
+        table = all_reduces(transport)
     assert [one.size for one in table] == list(CUDA_SIZES)
     assert table[-1].size == 256 * MIB
     assert table[-1].bandwidth == pytest.approx(300e9, rel=0.1)
@@ -160,9 +170,9 @@ def test_on_cuda_all_reduces_go_up_to_256_mib_several_at_once(exchanges):
 
 def test_a_fast_link_is_measured_again_by_messages_that_fill_it(exchanges):
     """At 4 MiB a link of 300 GB/s looks like one of 37: half the rate could not be seen."""
-    way = Way(World(0, 2), torch.device("cuda", 0), "nccl", "gloo")
+    transport = Transport(World(0, 2), torch.device("cuda", 0), "nccl", "gloo")
     with FakeTensorMode():
-        _, found = doctor_network.measure(way, ["a", "a"])
+        _, found = doctor_network.measure(transport, ["a", "a"])
     assert found == {(0, 1): pytest.approx(300e9, rel=0.15)}
     assert {size for kind, size in exchanges if kind == "isend"} == {4, MESSAGE, 256 * MIB}
 
@@ -172,3 +182,13 @@ def test_half_the_rate_of_nvlink_is_a_slow_link():
     assert slow_links(rates, ["a"] * 4) == [(2, 3)]
     small = {pair: MESSAGE / (80e-6 + MESSAGE / rate) for pair, rate in rates.items()}
     assert slow_links(small, ["a"] * 4) == []
+
+
+def test_what_several_ranks_have_is_one_row():
+    reports = [
+        RankReport(0, "a", [ok("memory", "3 GB"), warn("cores", "1 core", "more")]),
+        RankReport(1, "b", [ok("memory", "4 GB"), warn("cores", "1 core", "more"), fail("disk", "full", "room")]),
+    ]
+    rows = [(row["name"], row["what"], row["ranks"], row["hosts"]) for row in merged(reports)]
+    both = [0, 1], ["a", "b"]
+    assert rows == [("memory", "3 GB", *both), ("cores", "1 core", *both), ("disk", "full", [1], ["b"])]

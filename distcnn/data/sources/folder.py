@@ -100,6 +100,11 @@ def files_below(folder: Path) -> Iterator[str]:
 def _cache_folder(config: DataConfig) -> Path:
     if config.cache_dir:
         return Path(config.cache_dir)
+    return default_cache()
+
+
+def default_cache() -> Path:
+    """Return the folder of decoded images where the config names none."""
     return Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn")
 
 
