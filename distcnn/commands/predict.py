@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> None:
         _opened(output if world.is_main else Path(os.devnull), options.format, predictor.top) as write,
     ):
         check_same({"the list of images": sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()[:12],
-                    "the model's step": trained.step})  # fmt: skip
+                    "the model's step": trained.description.step})  # fmt: skip
         found = in_order(predictor, paths, options.batch_size, world)
         console = Console(stderr=True, quiet=not world.is_main)
         bar = track(found, "predicting", len(paths), console=console, transient=True, disable=not console.is_terminal)

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from distcnn import __version__
+from distcnn.checkpoint.weights import is_safetensors
 from distcnn.errors import InputError
-from distcnn.inference.model import Trained, is_safetensors
+from distcnn.inference.model import Trained
 from distcnn.runs.history import read_history
 from distcnn.runs.records import Record
 
@@ -21,7 +22,7 @@ _NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-lear
 
 def card(trained: Trained, given: str, differences: Mapping[str, float], compared: int) -> str:
     """The text of README.md, beside files that were `compared` on so many images with these largest differences."""
-    found, data = _evaluated(trained), trained.config.data
+    found, data, described = _evaluated(trained), trained.config.data, trained.description
     name = trained.config.name or Path(given).stem
     front: dict[str, Any] = {
         "library_name": "distcnn",
@@ -40,16 +41,18 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
         ]
         task = {"type": "image-classification"}
         front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
-    size, views = trained.image_size, trained.config.eval.views
-    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (trained.normalize.mean, trained.normalize.std))
+    size, views = described.image_size, trained.config.eval.views
+    normalize = described.normalize
+    normalize = described.normalize
+    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (normalize.mean, normalize.std))
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---\n",
         f"# {_line(name)}\n",
-        f"`{trained.config.model.name}` for {size}×{size} images of {len(trained.classes)} classes: "
-        + ", ".join(map(_line, trained.classes)) + ".\n",
+        f"`{trained.config.model.name}` for {size}×{size} images of {len(described.classes)} classes: "
+        + ", ".join(map(_line, described.classes)) + ".\n",
         "## Use\n",
         f"Input: uint8 `[n, {size}, {size}, 3]`, RGB: an image turned upright, its shorter side resized to {size} "
-        f"pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(trained.classes)}]`. "
+        f"pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(described.classes)}]`. "
         f"Inside: the normalisation (mean {mean}; standard deviation {std}, of values in 0…1)"
         + (f" and the average over `{views}` views" if views != "one" else "") + ".\n",
     ]  # fmt: skip
@@ -76,19 +79,19 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
     parts.append(f"## Files\n\nTheir probabilities beside PyTorch's own, in float32, on {compared:,} real images:\n")
     rows = [f"| `{file}` | {difference:.2g} |" for file, difference in differences.items()]
     parts.append("\n".join(["| file | largest difference |", "| --- | ---: |", *rows]) + "\n")
-    recipe = yaml.safe_dump(_without_paths(trained.recipe), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(_without_paths(described.config), sort_keys=False, allow_unicode=True)
     parts.append(f"## Recipe\n\nOf distcnn {__version__}:\n\n```yaml\n{recipe}```\n")
     return "\n".join(parts)
 
 
 def _evaluated(trained: Trained) -> Record | None:
-    """The run's evaluation of this very step, if its log has it whole."""
+    """The run's evaluation of this very step, if its log has all of it."""
     folder = trained.path.parent if is_safetensors(trained.path) else trained.path.parent.parent
     try:
         evaluations = read_history(folder).evaluations
     except InputError:
         return None
-    of_step = (found for found in reversed(evaluations) if found["step"] == trained.step)
+    of_step = (found for found in reversed(evaluations) if found["step"] == trained.description.step)
     return next((found for found in of_step if found.keys() >= _NEEDED), None)
 
 
