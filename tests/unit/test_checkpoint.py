@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from distcnn.checkpoint.file import Checkpoints, is_valid, open_valid, seal
+from distcnn.checkpoint.state import Checkpoint, Progress
+from distcnn.config.plan import make_plan
+from distcnn.config.schema import Config
+from distcnn.config.settings import to_dict
+from distcnn.data.augment.pipeline import Normalize
 from distcnn.errors import InputError
 from distcnn.files import whole_file
 
@@ -286,3 +291,46 @@ def test_a_full_disk_after_damaged_checkpoints_leaves_the_whole_one(tmp_path, mo
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(state(110), 110, best=False)
     assert newest(checkpoints)[0] == whole
+
+
+def of_a_run():
+    plan = make_plan(
+        Config(), train_images=64, test_images=16, world_size=1, parameters=1, forward_flops=1, device="cpu", threads=1
+    )
+    return Checkpoint(
+        {"w": torch.ones(2)}, optimizer={"state": {}}, scaler={}, averages={"ema": []}, progress=Progress(7, 0.5, 3),
+        config=to_dict(Config()), plan=plan, classes=("a", "ä"), image_size=16,
+        normalize=Normalize((0.5,) * 3, (0.25,) * 3),
+    )  # fmt: skip
+
+
+def test_a_runs_checkpoint_comes_back_from_its_file(tmp_path):
+    saved = of_a_run()
+    loaded = Checkpoint.load(open_valid(Checkpoints(tmp_path).save(saved.to_dict(), 7, best=False)))
+    assert torch.equal(loaded.model.pop("w"), saved.model.pop("w"))
+    assert loaded == saved
+    assert (loaded.description.step, loaded.description.epoch) == (7, 7)  # a batch is larger than 64 images
+
+
+def test_a_saved_progress_is_that_of_the_moment():
+    saved = of_a_run()
+    tree = saved.to_dict()
+    saved.progress.step += 1
+    assert tree["progress"] == {"step": 7, "best_accuracy": 0.5, "best_step": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"progress": {"step": "x"}}, "progress.step: "), ({"classes": 3}, "classes: "), ({"model": {1: 2}}, "model.1"),
+        ({"plan": {}}, "plan.train_images: Field required"), ({"normalize": {"mean": (1, 2)}}, "normalize.mean"),
+    ],
+)  # fmt: skip
+def test_the_first_field_that_is_wrong_is_named(tmp_path, change, said):
+    path = Checkpoints(tmp_path).save(of_a_run().to_dict() | change, 1, best=False)
+    with pytest.raises(InputError, match=rf"step-00000001\.pt: not a checkpoint of a run: {said}"):
+        Checkpoint.load(open_valid(path))
+    lacking = of_a_run().to_dict()
+    del lacking["averages"]
+    with pytest.raises(ValueError, match="averages: Field required"):
+        Checkpoint.from_dict(lacking)
