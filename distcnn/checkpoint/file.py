@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distcnn.errors import InputError
-from distcnn.files import open_regular, whole_file
+from distcnn.files import atomic_file, open_regular
 
 FORMAT = 2
 _SEAL = 32  # bytes of a SHA-256
@@ -41,11 +41,11 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         # Before and after: a kill in between leaves something, but several kills leave no more than one.
         self._clean(step, None)
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             torch.save({"format": FORMAT, **state}, partial)
             seal(partial)
         if best:
-            with whole_file(self.folder / "best.pt") as partial:
+            with atomic_file(self.folder / "best.pt") as partial:
                 _link(path, partial)
         self._clean(step, path)
         return path

@@ -11,7 +11,7 @@ _ALIGNMENT = 64  # bytes, as PyTorch's own memory of the CPU is
 
 
 class Snapshot:
-    """A copy on the CPU of nested dicts, lists and tuples with tensors: `state`, whole when `wait` has returned.
+    """A copy on the CPU of nested dicts, lists and tuples with tensors: `state`, complete once `wait` has returned.
 
     What lies on the CPU is copied at once. On CUDA the host only asks for the copies and goes on. They are made in a
     stream of their own, into pinned memory, which alone can be written beside the host's work. The training's stream

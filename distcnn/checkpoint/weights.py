@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distcnn.checkpoint.state import ModelDescription, first_problem
 from distcnn.config.tree import flatten, unflatten
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 
 _PUBLIC = ("model", "train.precision", "eval.views")  # no paths, nothing of where it was trained
 _KEY = "distcnn"  # of the metadata; one key alone, as several are written in random order
@@ -35,7 +35,7 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], description: Mod
     config = {key: value for key, value in flat.items() if key in _PUBLIC or key.split(".")[0] in _PUBLIC}
     metadata = asdict(replace(description, config=unflatten(config)))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         try:
             save_file(tensors, partial, {_KEY: json.dumps(metadata)})
         except SafetensorError as error:  # its own name for a full disk

@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> None:
 @contextmanager
 def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Prediction"], None]]:
     """What takes predictions, for stdout or a file, which is whole or absent."""
-    from distcnn.files import whole_file
+    from distcnn.files import atomic_file
 
     writer = WRITERS[kind]
     write_text = partial(open, mode="w", encoding="utf-8", errors="surrogateescape", newline="")
@@ -105,7 +105,7 @@ def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Pre
             yield write
     else:
         try:
-            with whole_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
+            with atomic_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
                 yield write
         except OSError as error:
             raise DistcnnError(f"--output {output}: {error.strerror or error}; nothing was written") from error

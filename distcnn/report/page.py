@@ -17,7 +17,7 @@ from PIL import Image
 from distcnn import __version__, text
 from distcnn.config.tree import flatten
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.report import figures
 from distcnn.runs.history import History
 from distcnn.runs.predictions import Predictions
@@ -73,7 +73,7 @@ def _empty(run: History) -> tuple[str, ...]:
 def write_page(runs: Sequence[History], output: Path) -> int:
     """Write it, whole or not at all; returns its size in characters. Raises InputError, OSError."""
     html = page(runs)
-    with whole_file(output) as aside:
+    with atomic_file(output) as aside:
         aside.write_text(html, encoding="utf-8", errors="replace")
     return len(html)
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from distcnn.config.schema import Config
 from distcnn.errors import InputError
-from distcnn.files import waiting, whole_file
+from distcnn.files import atomic_file, waiting
 
 _LOCK, _OWNER, _ID = ".lock", ".owner", "run_id"
 
@@ -91,7 +91,7 @@ def run_id(folder: Path) -> str:
     """The run's id for trackers: made at its first start, and the same at every later one."""
     path = folder / _ID
     if not path.exists():
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_text(secrets.token_hex(4) + "\n", encoding="ascii")
     return path.read_text(encoding="ascii").strip()
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distcnn.errors import InputError
-from distcnn.files import open_regular, whole_file
+from distcnn.files import atomic_file, open_regular
 
 _MISTAKES = 40  # at most
 _THUMBNAIL = 96  # pixels a side, at most
@@ -59,7 +59,7 @@ def _thumbnails(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[n
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write them, all or nothing. Raises OSError."""
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         arrays: dict[str, Any] = vars(predictions) | {
             "best": predictions.best.astype(np.int32),  # half the size
             "files": np.array(predictions.files, dtype=np.str_),

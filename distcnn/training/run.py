@@ -23,7 +23,7 @@ from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.errors import DistcnnError, InputError, OutOfMemoryError, StoppedError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.report import page as report_page
 from distcnn.runs import environment
@@ -102,7 +102,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         def open_files() -> None:
             """config.yaml and the trackers, where rank 0 has them."""
             try:
-                with whole_file(folder / "config.yaml") as file:
+                with atomic_file(folder / "config.yaml") as file:
                     file.write_text(to_yaml(config), encoding="utf-8")
                 tracked = TrackedRun(folder, run_id(folder), config, plan, state.step)
                 launcher = f"{world.launcher}, {describe_network(world)}"

@@ -16,7 +16,7 @@ from distcnn.config.schema import Config
 from distcnn.config.settings import to_dict
 from distcnn.data.augment.pipeline import Normalize
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 
 
 def state(step=0):
@@ -174,12 +174,12 @@ def test_a_failed_save_leaves_all_as_it_was(tmp_path):
 def test_whole_file_replaces_at_the_end_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     (tmp_path / "x.json.partial").write_text("left by a killed process, and longer than what follows")
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         assert partial.parent == path.parent  # a rename within one file system
         partial.write_text("old")
         assert not path.exists()
     assert path.read_text() == "old"
-    with pytest.raises(ZeroDivisionError), whole_file(path) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as partial:
         partial.write_text(f"new {1 / 0}")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
