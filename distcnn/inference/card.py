@@ -40,12 +40,8 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
     name, found = trained.config.name or Path(given).stem, _evaluated(trained)
     settings = flatten(trained.description.config)
     recipe = unflatten({key: value for key, value in settings.items() if key not in _PATHS})
-    front, text = (
-        yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-        for tree in (_front_matter(trained, name, found), recipe)
-    )
     parts = [
-        f"---\n{front}---\n",
+        f"---\n{_yaml(_front_matter(trained, name, found))}---\n",
         f"# {_line(name)}\n",
         _use(trained),
         *([_ONNX.format(size=trained.description.image_size)] if "model.onnx" in differences else []),
@@ -53,7 +49,7 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
         *(_evaluation(found) if found else ["No evaluation of this state is on record.\n"]),
         f"## Files\n\nTheir probabilities beside PyTorch's own, in float32, on {compared:,} real images:\n",
         _table("file", "largest difference", ((f"`{file}`", f"{one:.2g}") for file, one in differences.items())),
-        f"## Recipe\n\nOf distcnn {__version__}:\n\n```yaml\n{text}```\n",
+        f"## Recipe\n\nOf distcnn {__version__}:\n\n```yaml\n{_yaml(recipe)}```\n",
     ]
     return "\n".join(parts)
 
@@ -86,26 +82,28 @@ def _use(trained: Trained) -> str:
     normalize = described.normalize
     mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (normalize.mean, normalize.std))
     average = f" and the average over `{views}` views" if views != "one" else ""
+    names = ", ".join(map(_line, classes))
     return (
-        f"`{config.model.name}` for {size}×{size} images of {len(classes)} classes: {', '.join(map(_line, classes))}.\n\n"
-        f"## Use\n\nInput: uint8 `[n, {size}, {size}, 3]`, RGB: an image turned upright, its shorter side resized to "
-        f"{size} pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(classes)}]`. Inside: the "
+        f"`{config.model.name}` for {size}×{size} images of {len(classes)} classes: {names}.\n\n## Use\n\n"
+        f"Input: uint8 `[n, {size}, {size}, 3]`, RGB: an image turned upright, its shorter side resized to {size} "
+        f"pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(classes)}]`. Inside: the "
         f"normalisation (mean {mean}; standard deviation {std}, of values in 0…1){average}.\n"
     )
 
 
 def _evaluation(found: Record) -> list[str]:
     loss = "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
+    rows = ((_line(c), "no images" if a is None else f"{a:.2%}") for c, a in found["per_class"].items())
     return [
         f"{found['accuracy']:.2%} ({found['correct']} of {found['total']}) of the {found['split']} images, loss "
         f"{loss}, after step {found['step']} (epoch {found['epoch']}), as trained: precision "
         "and views are those of the recipe below.\n",
-        _table(
-            "class",
-            "accuracy",
-            ((_line(c), "no images" if a is None else f"{a:.2%}") for c, a in found["per_class"].items()),
-        ),
+        _table("class", "accuracy", rows),
     ]
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _table(left: str, right: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -40,7 +40,7 @@ class Predictor:
     """
 
     def __init__(self, model: Trained | str | Path, *, top: int = 5, threads: int | None = None):
-        """Give the `top` classes of each image; decode with `threads`. Raises InputError where there is no such model."""
+        """Give the `top` classes of each image; decode in `threads`. Raises InputError where there is no such model."""
         self.trained = model if isinstance(model, Trained) else load_model(model)
         self.top = min(top, len(self.trained.description.classes))
         self.threads = threads or cores()

@@ -14,7 +14,7 @@ from distcnn.checkpoint.state import Checkpoint, Progress
 from distcnn.config.plan import make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import to_dict
-from distcnn.data.augment.pipeline import Normalize
+from distcnn.data.normalize import Normalize
 from distcnn.errors import InputError
 from distcnn.files import atomic_file
 
