@@ -32,7 +32,7 @@ FLOPS = 2 * (2 * FIRST + 3 * SECOND + 3 * HEAD)
 
 
 def steps_of(*arguments, model=f"{__name__}:TwoConvs"):
-    fixed = ["--data.source", "synthetic", "--data.image_size", "16", "--data.synthetic_train", "100"]
+    fixed = ["--data.source", "synthetic", "--data.image_size", "16", "--data.args.train", "100"]
     fixed += ["--train.batch_size", "24", "--train.micro_batch", "8", "--train.drop_last", "true"]
     config = Settings().read_arguments([*fixed, "--model.name", model, "--train.threads", "1", *arguments]).check(1)
     return Steps(config, World(), prepare(config, World()), StopRequest())

@@ -22,7 +22,7 @@ CLASSES, SIDE, TRAIN, TEST = 5, 8, 22, 9
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)  # fixed, so that a pixel of the input can be turned back into its byte
 SETTINGS: dict[str, Any] = {
     "data": {
-        "source": "synthetic", "synthetic_train": TRAIN, "synthetic_test": TEST, "synthetic_classes": CLASSES,
+        "source": "synthetic", "args": {"train": TRAIN, "test": TEST, "classes": CLASSES},
         "image_size": SIDE, "mean": MEAN, "std": STD,
     },
     "optim": {"name": "sgd", "lr": 0.5, "args": {"momentum": 0, "nesterov": False}},

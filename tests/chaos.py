@@ -33,7 +33,7 @@ STEPS = 24
 TIMEOUT_S = 20  # train.timeout
 BOUND_S = 90  # a trial's run that takes longer hangs
 CONFIG = """
-data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16,
+data: {source: synthetic, args: {train: 500, test: 101}, image_size: 16,
        augment: [{crop: {padding: 2}}, flip]}
 model: {name: "tests.chaos_faults:Net"}
 optim: {name: adamw, lr: 0.003}

@@ -20,7 +20,7 @@ def synthetic(tmp_path: Path) -> Path:
     config = tmp_path / "tiny.yaml"
     config.write_text(
         f"output_dir: {tmp_path / 'runs'}\n"
-        "data: {source: synthetic, synthetic_train: 500, synthetic_test: 101, image_size: 16,\n"
+        "data: {source: synthetic, args: {train: 500, test: 101}, image_size: 16,\n"
         "       augment: [{crop: {padding: 2}}, flip, {cutout: {size: 4}}]}\n"
         "optim: {name: sgd, lr: 0.02}\n"
         "train: {duration: 2ep, batch_size: 240, micro_batch: 20}\n"

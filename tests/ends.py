@@ -27,7 +27,7 @@ LIMIT_S = 300  # of one end: what takes longer hangs
 
 CONFIG = """
 output_dir: {folder}/runs
-data: {{source: synthetic, synthetic_train: 48, synthetic_test: 20, image_size: 16}}
+data: {{source: synthetic, args: {{train: 48, test: 20}}, image_size: 16}}
 optim: {{name: sgd, lr: 0.02}}
 model: {{name: resnet9, args: {{width: 4}}}}
 train: {{duration: 2step, batch_size: 24, micro_batch: 4, threads: 1}}

@@ -15,7 +15,7 @@ from distcnn.data.loaders.streaming import StreamingLoader
 from distcnn.data.normalize import Normalize
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 
 CPU = torch.device("cpu")
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))

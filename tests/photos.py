@@ -11,7 +11,7 @@ import distcnn
 def train_model(runs: Path) -> Path:
     """The folder of a run of two steps."""
     return distcnn.train({
-        "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 20, "image_size": 16},
+        "data": {"source": "synthetic", "args": {"train": 100, "test": 20}, "image_size": 16},
         "train": {"duration": "2step", "batch_size": 50, "threads": 1}, "tracking": {"wandb": "disabled", "console": False, "report": False},
         "model": {"name": "resnet9", "args": {"width": 4}}, "output_dir": str(runs),
     }).folder  # fmt: skip

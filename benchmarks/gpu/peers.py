@@ -130,7 +130,7 @@ def fabric(place: Place, name: str, batches: Iterator[tuple[Tensor, Tensor]]) ->
 def ours(place: Place, name: str, batch: int) -> Callable[[], None]:
     """distcnn's."""
     steps = steps_of(base(place, model__name=name, train__precision="bf16", train__batch_size=batch, train__micro_batch=batch,
-                          data__synthetic_train=place.of(20_480, 200)))  # fmt: skip
+                          data__args__train=place.of(20_480, 200)))  # fmt: skip
 
     def step() -> None:
         train_step(steps.engine, steps.stream, steps.running, 0.001, 0.0, Unwatched())

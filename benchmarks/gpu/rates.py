@@ -54,7 +54,7 @@ def rows(place: Place) -> dict[str, Settings]:
     }  # fmt: skip
     found = {}
     for name, (more, batch, micro) in sizes.items():
-        size: Settings = {"train.batch_size": batch, "train.micro_batch": micro, "data.synthetic_train": 20_480}
+        size: Settings = {"train.batch_size": batch, "train.micro_batch": micro, "data.args.train": 20_480}
         found[name] = base(place) | bf16 | more | size
     if place.toy:
         found = {name: found[name] | {"train.batch_size": 40, "train.micro_batch": micro} for name, micro in
@@ -186,7 +186,7 @@ def s7(place: Place) -> str:
     batch = place.of(512, 40)
     settings = base(place, model__name=place.of("resnet18", "simple_cnn"), train__precision="bf16", train__batch_size=batch,
                     train__micro_batch=batch, train__duration="3ep", eval__every="1ep", checkpoint__every="1ep",
-                    data__synthetic_train=place.of(20_480, 200), train__ema=0.99, name="whole")  # fmt: skip
+                    data__args__train=place.of(20_480, 200), train__ema=0.99, name="whole")  # fmt: skip
     spent: dict[str, list[float]] = {}
     entered = Watchdog.enter
     last: list[Any] = ["", 0.0]
@@ -222,7 +222,7 @@ def s8(place: Place) -> str:
     for size, workers, ops in kinds:
         batch = place.of(64 if size > 100 else 128, 20)
         images = batch * max(1, workers) * place.of(8, 4)  # a worker is asked for a batch eight times an epoch
-        settings = base(place, data__image_size=size, data__loader="streaming", data__workers=workers, data__synthetic_train=images,
+        settings = base(place, data__image_size=size, data__loader="streaming", data__workers=workers, data__args__train=images,
                         train__batch_size=batch, train__micro_batch=batch, model__name="resnet9",
                         model__args={"width": 4}, **({"data__augment": ops} if ops else {}))  # fmt: skip
         chosen = Parsed().read_arguments(words(settings)).check(1)

@@ -56,4 +56,6 @@ def shown(value: Any) -> str:
 
 
 MAPPINGS = {key for key, kind, *_ in documented_keys() if kind == "mapping"}  # of arguments, as optim.args
+# Which key names the part that a mapping's arguments are for: {"optim.name": "optim.args", "data.source": "data.args"}
+PARTS = {next(key for key in KEYS if key in (f"{args[:-5]}.name", f"{args[:-5]}.source")): args for args in MAPPINGS}
 TEXTS = {key for key, kind, *_ in documented_keys() if kind == "str"}  # taken from the command line as they are typed

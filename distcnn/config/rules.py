@@ -26,12 +26,6 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
         yield ("data.mean", "data.std"), "give both or neither"
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
-    if data.image_size != 32 and data.source in ("cifar10", "cifar100", "digits"):
-        yield ("data.image_size", "data.source"), f"the images of {data.source} are 32 pixels wide"
-    if data.md5 is not None and data.url is None:
-        yield ("data.md5", "data.url"), "a checksum is only taken for an archive at data.url"
-    if data.url is not None and data.source not in ("cifar10", "cifar100"):
-        yield ("data.url", "data.source"), "only cifar10 and cifar100 are downloaded"
     if train.backend == "nccl" and train.device == "cpu":
         yield ("train.backend", "train.device"), "NCCL exchanges between GPUs; use auto or gloo"
     if train.tf32 and train.device == "cpu":

@@ -73,23 +73,17 @@ PartList = Annotated[tuple[str | dict[str, dict[str, Any]], ...], BeforeValidato
 class DataConfig:
     """Which images, how they are read, and how they are augmented."""
 
-    source: Literal["cifar10", "cifar100", "folder", "digits", "synthetic"] = Field(
-        default="cifar10", description="where the images come from"
+    source: str = Field(
+        default="cifar10",
+        description="where the images come from: cifar10, cifar100, folder, digits, synthetic, or "
+        "package.module:callable",
     )
+    args: dict[str, Any] = Field(default_factory=dict, description="further arguments of the source, as YAML")
     root: str = Field(default="data", description="folder of the images; cifar10 and cifar100 are downloaded into it")
-    url: str | None = Field(default=None, description="download the cifar archive from here instead of its publisher")
-    md5: str | None = Field(
-        default=None,
-        pattern="^[0-9a-f]{32}$",
-        description="checksum of the archive at data.url, if it is not the original",
-    )
     cache_dir: str | None = Field(
         default=None, description="decoded folders are kept here; default $DISTCNN_CACHE or ~/.cache/distcnn"
     )
     image_size: Int = Field(default=32, ge=4, le=4096, description="folder, synthetic: height and width in pixels")
-    test_fraction: Float = Field(
-        default=0.1, gt=0, lt=1, description="folder without train/ and test/: share of each class kept for testing"
-    )
     max_train: Int | None = Field(
         default=None, ge=1, description="use only so many training images (a fixed random subset)"
     )
@@ -100,9 +94,6 @@ class DataConfig:
         description="keep so many training images (a fixed random subset) out, to be evaluated in "
         "place of the test images; all are read into memory",
     )
-    synthetic_train: Int = Field(default=2048, ge=1, description="synthetic: number of training images")
-    synthetic_test: Int = Field(default=512, ge=1, description="synthetic: number of test images")
-    synthetic_classes: Int = Field(default=10, ge=2, le=10_000, description="synthetic: number of classes")
     loader: Literal["resident", "streaming"] = Field(
         default="resident",
         description="resident: uint8 images in memory, whole batches at once; streaming: DataLoader",

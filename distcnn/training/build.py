@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -14,8 +15,7 @@ import torch._inductor.config
 from torch import nn
 from torch.optim import Optimizer
 
-from distcnn.checkpoint.resume import find_checkpoint
-from distcnn.checkpoint.state import Checkpoint
+from distcnn.checkpoint.resume import find_resumed, unwritable
 from distcnn.config.plan import Plan, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
@@ -27,7 +27,8 @@ from distcnn.data.normalize import Normalize, statistics
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources import load as sources
-from distcnn.data.sources.load import ImageSet, check_classes
+from distcnn.data.sources.image_set import ImageSet
+from distcnn.data.sources.load import check_classes
 from distcnn.distributed import memory
 from distcnn.distributed.collectives import check_same
 from distcnn.distributed.device import common_device_problems, own_device_problems, set_up_device
@@ -42,7 +43,6 @@ from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.optim.schedules import Schedule
 from distcnn.registry import Problem
-from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
@@ -63,7 +63,7 @@ class Parts:
     optimizer: Optimizer
     plan: Plan
     schedule: Schedule
-    checkpoint: Checkpoint | None  # to go on from; its weights are in the model already
+    saved: dict[str, Any] | None  # the checkpoint to go on from
     damaged: list[Path]  # newer checkpoints that were passed over
 
 
@@ -75,7 +75,7 @@ def engine_of(config: Config, world: World) -> type[Engine]:
 
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
-    yield from sources.problems(config.data)
+    yield from sources.problems(config)
     yield from augment.problems(config)
     yield from common_device_problems(config, world)
     yield from MODELS.problems(config.model.name, config.model.args, config, "model.name", "model.args")
@@ -132,7 +132,7 @@ def prepare(config: Config, world: World) -> Parts:
     schedule = Schedule(config, plan)
     pipeline = build_pipeline(config.data, classes=classes, image_size=image_size, plan=plan)
     check_sizes(model, config.model.name, classes, pipeline.sizes)
-    checkpoint, damaged = find_checkpoint(config, plan, model)
+    saved, damaged = find_resumed(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
     alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
@@ -140,7 +140,7 @@ def prepare(config: Config, world: World) -> Parts:
         model = place(model, config, device, compile=config.model.compile and not foreign)
         optimizer = make_optimizer(model, config.optim, plan.lr)
     return Parts(
-        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, checkpoint, damaged,
+        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, saved, damaged,
     )  # fmt: skip
 
 

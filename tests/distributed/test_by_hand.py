@@ -82,7 +82,7 @@ def test_clipping_sees_the_gradient_of_all_ranks(tmp_path, ranks, limit):
 @pytest.mark.slow
 def test_dropout_is_the_same_at_1_2_and_3_ranks(tmp_path):
     """The mask of a micro-batch is that of its place, not of its rank; without dropout the losses are others."""
-    settings = {"data.synthetic_train": 72, "train.batch_size": 24, "train.duration": "2ep"}
+    settings = {"data.args.train": 72, "train.batch_size": 24, "train.duration": "2ep"}
     runs = {ranks: recorded(tmp_path, f"r{ranks}", ranks, settings, drop=0.4) for ranks in (1, 2, 3)}
     losses = {ranks: found for ranks, (found, _) in runs.items()}
     assert len(losses[1]) == 6
@@ -109,7 +109,7 @@ def test_a_rank_that_sleeps_is_the_slowest(tmp_path, ranks, slow):
     (tmp_path / "sleepy.py").write_text(SLEEPY)
     run, _ = start(tmp_path, "sleepy", ranks, {
         "model.name": "sleepy:Sleepy", "model.args": {"rank": slow, "seconds": 0.8},
-        "data.synthetic_train": 240, "train.micro_batch": 2, "train.batch_size": 2 * ranks,
+        "data.args.train": 240, "train.micro_batch": 2, "train.batch_size": 2 * ranks,
         "train.duration": "8step", "tracking.log_every": 4,
     })  # fmt: skip
     lines = metrics(run, "train")[4:]  # the first steps begin with what is slow but once

@@ -30,7 +30,7 @@ SAME = ["--checkpoint.resume", "auto"]
 def test_two_three_and_one_ranks_within_one_epoch(synthetic, tmp_path):
     """Each image of the epoch is trained on once, and the losses are those of a run that nobody has cut."""
     (tmp_path / "records.py").write_text(RECORDS)
-    train = ["train", synthetic, "--model.name", "records:Records", "--data.synthetic_train", "720", "--data.augment", "[]",
+    train = ["train", synthetic, "--model.name", "records:Records", "--data.args.train", "720", "--data.augment", "[]",
              "--train.batch_size", "120", "--train.threads", "1",
              *SAME]  # fmt: skip
     for ranks, end in ((2, 2), (3, 4), (1, 6)):

@@ -107,7 +107,7 @@ def test_evaluation_counts_are_identical_at_every_world_size(synthetic, tmp_path
     for size in ([], [1001], [7], [3]):
         records = []
         for ranks in (1, 2, 3, 4):
-            override = ["--data.synthetic_test", str(*size)] if size else []
+            override = ["--data.args.test", str(*size)] if size else []
             # Small batches, so that most ranks have several; one thread, as with several ranks.
             fixed = ["--eval.batch_size", "37", "--train.threads", "1"]
             outcome = run_ranks(["evaluate", tmp_path / "runs" / "tiny", *override, *fixed], ranks)

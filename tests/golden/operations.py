@@ -94,8 +94,8 @@ def load(recipe: str, world: World) -> Config:
     micro_batches = 1 if world.size > 1 or raw.micro_batch is None else raw.batch_size // raw.micro_batch
     batch = IMAGES * micro_batches * world.size
     sizes = {
-        "train.batch_size": batch, "train.micro_batch": IMAGES, "train.device": "cpu", "data.synthetic_test": 10,
-        "data.synthetic_train": settled(world.size) * batch + (IMAGES + 1) * (world.size > 1),
+        "train.batch_size": batch, "train.micro_batch": IMAGES, "train.device": "cpu", "data.args.test": 10,
+        "data.args.train": settled(world.size) * batch + (IMAGES + 1) * (world.size > 1),
         "output_dir": ".", "train.threads": 1,
     }  # fmt: skip
     settings = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").update({"data.source": "synthetic"} | sizes)

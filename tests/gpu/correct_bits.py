@@ -71,7 +71,7 @@ def t3(place: Place) -> str:
         settings = base(
             place, model__name="resnet9", model__args={"width": 8}, optim__name=optimizer, train__precision=precision,
             data__loader=loader, data__workers=place.of(2, 0), train__micro_batch=size, train__clip_norm=1.0,
-            data__synthetic_train=place.of(1024, 200),
+            data__args__train=place.of(1024, 200),
         )  # fmt: skip
         if problem := synced(place, settings):
             found[f"{optimizer} {precision} {loader} {size}"] = problem

@@ -111,7 +111,7 @@ def t11(place: Place) -> str:
     place.note(peaks=peaks)
     free, _ = torch.cuda.mem_get_info()
     blocker = torch.empty(max(0, free - 1024 * 2**20), dtype=torch.uint8, device=place.device)  # 1 GiB is left
-    big = base(place, data__image_size=128, data__synthetic_train=place.of(12_000, 300))  # 563 MiB
+    big = base(place, data__image_size=128, data__args__train=place.of(12_000, 300))  # 563 MiB
     outcome = command(place, *config(place, big))
     del blocker
     shown = ", ".join(f"{name}: {one:.1f} GiB" for name, one in peaks.items())
@@ -173,7 +173,7 @@ def t13(place: Place) -> str:
     size = place.of(256, 40)
     images = 5 * size * place.of(4, 1) + size // 2
     settings = base(place, model__name="resnet9", model__args={"width": place.of(64, 4)}, train__precision="bf16",
-                    data__synthetic_train=images, data__synthetic_test=place.of(500, 60), train__duration="3ep",
+                    data__args__train=images, data__args__test=place.of(500, 60), train__duration="3ep",
                     train__micro_batch=size // 2, eval__every="1ep", eval__batch_size=place.of(500, 60))  # fmt: skip
     settings["train.micro_batch"] = size
     jobs = {"eager": settings, "compiled": settings | {"model.compile": True}}
@@ -198,7 +198,7 @@ def t13(place: Place) -> str:
 def t14(place: Place) -> str:
     """Without a GPU the network says that memory is out."""
     batch = place.of(20_000, 40)
-    settings = base(place, train__batch_size=batch, train__micro_batch=batch, data__synthetic_train=batch)
+    settings = base(place, train__batch_size=batch, train__micro_batch=batch, data__args__train=batch)
     if place.cuda:
         settings["model.name"] = "resnet18"
     else:

@@ -43,7 +43,7 @@ def t15(place: Place) -> str:
         raise Skip("no compute-sanitizer")
     # A small network in float32, and its own evaluation: each kernel takes a hundred times as long and more.
     settings = base(place, train__duration="2step", name="checked", train__batch_size=64, train__micro_batch=16,
-                    data__synthetic_train=256, data__synthetic_test=64)  # fmt: skip
+                    data__args__train=256, data__args__test=64)  # fmt: skip
     jobs = place.home / "jobs.json"
     jobs.write_text(json.dumps([{"group": "nccl", "settings": settings}]), encoding="utf-8")
     # Calls that may fail, as those by which libraries ask what a GPU can, are no errors of memory.

@@ -99,7 +99,7 @@ def r4(place: Place) -> str:
     place.needs_cuda()  # on the CPU SyncBatchNorm itself is refused
     needs_shared_gpu(place)
     uneven = base(place, model__name="resnet9", model__args={"width": 8}, model__sync_batchnorm=True,
-                  data__synthetic_train=place.of(4096 + 64, 210))  # fmt: skip
+                  data__args__train=place.of(4096 + 64, 210))  # fmt: skip
     outcome = run_ranks(config(place, uneven, "uneven"), 2, place.home, **environment(place, shared=True))
     refused = set(outcome.codes) == {2} and "an epoch's last batch" in outcome.err
     expect(refused, f"{outcome.codes}: {outcome.err[-300:]}")

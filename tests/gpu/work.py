@@ -32,7 +32,7 @@ def base(place: Place, **dotted: Any) -> Settings:
     size = place.of(32, 16)
     settings = {
         "output_dir": str(place.home / "runs"), "data.source": "synthetic", "data.image_size": size,
-        "data.synthetic_train": place.of(4096, 200), "data.synthetic_test": place.of(500, 60),
+        "data.args.train": place.of(4096, 200), "data.args.test": place.of(500, 60),
         "data.augment": [{"crop": {"padding": place.of(4, 2)}}, "flip"], "optim.lr": 0.02, "train.device": place.device,
         "train.duration": place.of("60step", "6step"), "train.batch_size": place.of(256, 40),
         "train.micro_batch": place.of(64, 10), "train.threads": place.of(4, 1), "eval.every": "1000ep",

@@ -28,7 +28,7 @@ from tests.records import metrics
 # 80 images in batches of 16: 5 steps an epoch.
 BASE: dict[str, Any] = {
     "name": "run",
-    "data.source": "synthetic", "data.synthetic_train": 80, "data.synthetic_test": 40, "data.image_size": 16,
+    "data.source": "synthetic", "data.args.train": 80, "data.args.test": 40, "data.image_size": 16,
     "model.name": "tests.integration.observing:Net",
     "optim.lr": 0.05,
     "train.duration": "4step", "train.batch_size": 16, "train.threads": 1, "train.device": "cpu",

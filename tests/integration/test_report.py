@@ -13,7 +13,7 @@ from distcnn.runs.history import read_history
 from distcnn.runs.predictions import load_predictions
 
 TINY = {
-    "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 60, "image_size": 16}, "optim.lr": 0.01,
+    "data": {"source": "synthetic", "args": {"train": 100, "test": 60}, "image_size": 16}, "optim.lr": 0.01,
     "train": {"duration": "1ep", "batch_size": 10, "threads": 1}, "model": {"name": "resnet9", "args": {"width": 4}},
     "tracking": {"wandb": "disabled", "console": False},
 }  # fmt: skip

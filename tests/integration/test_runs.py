@@ -12,7 +12,7 @@ from tests.ranks import start
 from tests.records import steps
 
 TINY = {
-    "data": {"source": "synthetic", "synthetic_train": 100, "synthetic_test": 20, "image_size": 16}, "optim.lr": 0.01,
+    "data": {"source": "synthetic", "args": {"train": 100, "test": 20}, "image_size": 16}, "optim.lr": 0.01,
     "train": {"duration": "1ep", "batch_size": 10, "threads": 1}, "model": {"name": "resnet9", "args": {"width": 4}},
     "tracking": {"wandb": "disabled", "console": False, "report": False},
 }  # fmt: skip

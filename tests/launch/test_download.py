@@ -74,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def arguments(config, server, archive, data, name="run"):
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    return ["train", config, "--data.source", "cifar10", "--data.root", data, "--data.url", server.url, "--data.md5", md5,
+    return ["train", config, "--data.source", "cifar10", "--data.root", data,
+            "--data.args", "{}", "--data.args.url", server.url, "--data.args.md5", md5,
             "--data.image_size", "32", "--train.duration", "1step", "--train.batch_size", "40", "--name", name]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def test_all_three_hold_the_numbers_of_the_log_to_the_last_digit(synthetic, tmp_
 def test_after_a_kill_and_a_resume_there_is_one_run_without_seams(synthetic, tmp_path):
     data, folder = tmp_path / "trackio", tmp_path / "runs" / "tiny"
     arguments = ["train", synthetic, *ALL, "--checkpoint.resume", "auto", "--train.duration", "150ep", "--eval.every", "75ep",
-                 "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.synthetic_train", "40",
+                 "--checkpoint.every", "20step", "--tracking.log_every", "1", "--data.args.train", "40",
                  "--train.batch_size", "40", "--train.threads", "1"]  # fmt: skip
     with start(arguments, TRACKIO_DIR=str(data)) as ranks:
         ranks.until(lambda: steps(folder) >= 50)

@@ -21,7 +21,7 @@ def configs(tmp_path):
         paths.append(tmp_path / f"{name}.yaml")
         paths[-1].write_text(
             f"output_dir: {tmp_path / 'runs'}\n"
-            "data: {source: synthetic, synthetic_train: 200, synthetic_test: 101, image_size: 16}\n"
+            "data: {source: synthetic, args: {train: 200, test: 101}, image_size: 16}\n"
             f"optim: {{name: sgd, lr: {lr}}}\nmodel: {{name: resnet9, args: {{width: 4}}}}\n"
             "train: {duration: 2ep, batch_size: 20, threads: 1}\ntracking: {wandb: disabled, report: false}\n"
         )

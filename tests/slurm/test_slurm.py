@@ -37,7 +37,7 @@ def long(tmp_path):
     config = tmp_path / "long.yaml"
     config.write_text(
         f"output_dir: {tmp_path / 'runs'}\n"
-        "data: {source: synthetic, synthetic_train: 2000, synthetic_test: 300, augment: [{crop: {padding: 2}}, flip]}\n"
+        "data: {source: synthetic, args: {train: 2000, test: 300}, augment: [{crop: {padding: 2}}, flip]}\n"
         "model: {name: resnet9, args: {width: 8}}\n"
         "optim: {name: sgd, lr: 0.02}\n"
         "train: {duration: 600step, batch_size: 240, micro_batch: 60, threads: 1, timeout: 60}\n"

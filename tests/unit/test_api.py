@@ -8,13 +8,13 @@ import torch
 
 import distcnn
 from distcnn.data.sources import load as sources
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.errors import InputError
 from distcnn.inference import model as trained
 from distcnn.training import run
 
 SMALL = {
-    "data": {"source": "synthetic", "synthetic_train": 200, "synthetic_test": 101, "image_size": 16},
+    "data": {"source": "synthetic", "args": {"train": 200, "test": 101}, "image_size": 16},
     "train": {"duration": "4step", "batch_size": 50, "ema": 0.9, "threads": 1},
     "model": {"name": "resnet9", "args": {"width": 4}}, "eval": {"views": "mirror"},
     "tracking": {"wandb": "disabled", "console": False, "report": False}, "optim.lr": 0.05,

@@ -12,7 +12,7 @@ from distcnn.tracking.backend import numbers
 from tests.records import metrics
 
 SMALL = {
-    "name": "run", "data": {"source": "synthetic", "synthetic_train": 60, "synthetic_test": 20, "image_size": 16},
+    "name": "run", "data": {"source": "synthetic", "args": {"train": 60, "test": 20}, "image_size": 16},
     "model": {"name": "compact_cnn"}, "optim": {"lr": 0.02},
     "train": {"duration": "2ep", "batch_size": 20, "threads": 1, "device": "cpu"}, "checkpoint": {"every": "1step"},
     "tracking": {"wandb": "disabled", "console": False, "report": False},

@@ -9,7 +9,7 @@ from tests.records import metrics
 
 PEAK = 0.5
 STEPS = 10
-BASE = {"optim.lr": PEAK, "train.duration": f"{STEPS}step", "data.synthetic_train": 20, "train.batch_size": 4}
+BASE = {"optim.lr": PEAK, "train.duration": f"{STEPS}step", "data.args.train": 20, "train.batch_size": 4}
 
 
 def half_cosine(start, end, done):

@@ -78,8 +78,6 @@ def test_batch_sizes_that_divide_are_listed(batch, world, micro):
         ),
         ({"data": DataConfig(mean=(0, 0, 0))}, "data.mean data.std"),
         ({"data": DataConfig(mean=(0, 0, 0), std=(1, 0, 1))}, "data.std"),
-        ({"data": DataConfig(md5="0" * 32)}, "data.md5 data.url"),
-        ({"data": DataConfig(source="digits", url="http://x")}, "data.url data.source"),
         ({"train": TrainConfig(tf32=True, device="cpu")}, "train.tf32 train.device"),
         ({"model": ModelConfig(compile=True), "train": TrainConfig(precision="bf16-master")}, "model.compile train.precision"),
         ({"name": "a/b"}, "name"),
@@ -94,7 +92,6 @@ def test_a_conflict_names_all_keys_involved(sections, keys):
 
 def test_what_is_near_a_conflict_is_fine():
     assert found(data=DataConfig(mean=(0, 0, 0), std=(1, 1, 1))) == []
-    assert found(data=DataConfig(url="http://x", md5="0" * 32)) == []
     assert found(name="a.b") == []
 
 

@@ -106,7 +106,7 @@ def second_step(path, **settings):
 def test_a_step_of_each_recipe_stays_on_the_device(recipe):
     """In its own sizes; and it launches what was counted on the CPU."""
     raw = Settings().read_yaml(CONFIGS / f"{recipe}.yaml").check(1)
-    images = {"data.source": "synthetic", "data.synthetic_train": 2 * raw.train.batch_size, "data.synthetic_test": 10}
+    images = {"data.source": "synthetic", "data.args.train": 2 * raw.train.batch_size, "data.args.test": 10}
     step, crossings = second_step(CONFIGS / f"{recipe}.yaml", **images)
     assert crossings == []
     micro = raw.train.micro_batch or raw.train.batch_size

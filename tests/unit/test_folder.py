@@ -9,7 +9,7 @@ from PIL import Image
 
 from distcnn.config.schema import DataConfig
 from distcnn.data.sources import folder
-from distcnn.data.sources.folder import decode, load_folder, stratified_split
+from distcnn.data.sources.folder import decode, stratified_split
 from distcnn.errors import InputError
 
 RED, GREEN = (200, 40, 80), (10, 180, 30)
@@ -34,9 +34,13 @@ def config(tree, **options):
     return DataConfig(source="folder", root=str(tree), cache_dir=str(tree.parent / "cache"), image_size=8, **options)
 
 
-def refused(tree, split="train", **options):
+def folder_of(config, split, **arguments):
+    return folder.folder(config, split, **arguments)
+
+
+def refused(tree, split="train"):
     with pytest.raises(InputError) as caught:
-        load_folder(config(tree, **options), split)
+        folder_of(config(tree), split)
     return caught.value.problems
 
 
@@ -51,40 +55,40 @@ def test_images_labels_and_class_names(tree):
     (tree / "README.txt").write_text("not an image")
     (tree / "cat" / "deeper").mkdir()
     (tree / "cat" / "4.png").rename(tree / "cat" / "deeper" / "4.png")
-    train, test = (load_folder(config(tree, test_fraction=0.2), split) for split in ("train", "test"))
-    assert train[2] == test[2] == ("cat", "dog")
-    assert (train[0].shape, train[0].dtype, train[1].dtype) == ((8, 8, 8, 3), np.uint8, np.int64)
-    assert np.bincount(train[1]).tolist() == [4, 4]
-    assert np.bincount(test[1]).tolist() == [1, 1]
-    greys = [int(image.max()) for images, *_ in (train, test) for image in images]
+    train, test = (folder_of(config(tree), split, test_fraction=0.2) for split in ("train", "test"))
+    assert train.classes == test.classes == ("cat", "dog")
+    assert (train.images.shape, train.images.dtype, train.labels.dtype) == ((8, 8, 8, 3), np.uint8, np.int64)
+    assert np.bincount(train.labels).tolist() == [4, 4]
+    assert np.bincount(test.labels).tolist() == [1, 1]
+    greys = [int(image.max()) for one in (train, test) for image in one.images]
     assert sorted(greys) == sorted(100 * label + 10 * i for label in range(2) for i in range(5))
-    for images, labels, *_ in (train, test):
-        assert [int(image.min()) // 100 for image in images] == labels.tolist()
+    for one in (train, test):
+        assert [int(image.min()) // 100 for image in one.images] == one.labels.tolist()
 
 
 def test_split_folders(tree):
     for name in ("train", "val"):
         for label in ("a", "b"):
             picture(tree / "split" / name / label / "0.jpg")
-    train, test = (load_folder(config(tree / "split"), split) for split in ("train", "test"))
-    assert train[1].tolist() == test[1].tolist() == [0, 1]
+    train, test = (folder_of(config(tree / "split"), split) for split in ("train", "test"))
+    assert train.labels.tolist() == test.labels.tolist() == [0, 1]
     (tree / "split" / "test").mkdir()
     assert "exactly one of" in refused(tree / "split", "test")[0]
 
 
 def test_the_second_load_does_not_decode(tree, monkeypatch):
-    first = load_folder(config(tree), "train")[0].copy()
+    first = folder_of(config(tree), "train").images.copy()
     monkeypatch.setattr(folder, "decode", lambda *_: pytest.fail("decoded again"))
-    again = load_folder(config(tree), "train")
-    assert np.array_equal(first, again[0])
+    again = folder_of(config(tree), "train")
+    assert np.array_equal(first, again.images)
     assert len(left_in_cache(tree)) == 1
-    again[0][:] = 255  # private pages: nobody else sees it
-    assert np.array_equal(load_folder(config(tree), "train")[0], first)
+    again.images[:] = 255  # private pages: nobody else sees it
+    assert np.array_equal(folder_of(config(tree), "train").images, first)
 
 
 def test_a_changed_file_is_decoded_again_even_with_its_old_size_and_date(tree):
     def greys():
-        return {int(image.max()) for split in ("train", "test") for image in load_folder(config(tree), split)[0]}
+        return {int(image.max()) for split in ("train", "test") for image in folder_of(config(tree), split).images}
 
     file = picture(tree / "cat" / "0.bmp", (77,) * 3)
     before = file.stat()
@@ -98,12 +102,12 @@ def test_a_changed_file_is_decoded_again_even_with_its_old_size_and_date(tree):
 
 
 def test_a_partial_cache_of_a_killed_process_is_replaced(tree):
-    whole = load_folder(config(tree), "train")[0].copy()
+    whole = folder_of(config(tree), "train").images.copy()
     (name,) = left_in_cache(tree)
     cache = tree.parent / "cache" / name
     cache.rename(cache.with_suffix(".partial"))
     (cache.with_suffix(".partial") / "images.npy").write_bytes(b"torn")
-    assert np.array_equal(load_folder(config(tree), "train")[0], whole)
+    assert np.array_equal(folder_of(config(tree), "train").images, whole)
     assert left_in_cache(tree) == [name]
 
 
@@ -121,7 +125,7 @@ def test_every_unreadable_file_is_named_and_no_cache_is_left(tree):
     assert left_in_cache(root) == []
     for path in bad:
         path.unlink()
-    assert len(load_folder(config(root), "train")[0]) == 10
+    assert len(folder_of(config(root), "train").images) == 10
 
 
 def test_names_that_are_not_utf_8(tree):
@@ -130,7 +134,7 @@ def test_names_that_are_not_utf_8(tree):
         Path(strange).write_bytes((tree / "cat" / "0.png").read_bytes())
     except OSError:
         pytest.skip("the file system takes no such name")
-    assert sum(len(load_folder(config(tree), split)[0]) for split in ("train", "test")) == 11
+    assert sum(len(folder_of(config(tree), split).images) for split in ("train", "test")) == 11
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_mistakes_in_the_tree_are_told(tree, tmp_path):
 def test_a_tree_too_small_for_a_test_split_is_told(tmp_path):
     for name in ("a", "b"):
         picture(tmp_path / "images" / name / "0.png")
-    assert len(load_folder(config(tmp_path / "images"), "train")[0]) == 2
+    assert len(folder_of(config(tmp_path / "images"), "train").images) == 2
     assert "test" in refused(tmp_path / "images", "test")[0]
 
 

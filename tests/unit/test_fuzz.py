@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distcnn.checkpoint.file import Checkpoints, open_valid, seal
-from distcnn.checkpoint.state import Checkpoint, Progress
-from distcnn.checkpoint.weights import load_weights
+from distcnn.checkpoint.file import Checkpoints, _seal
+from distcnn.checkpoint.resume import load_run, load_weights
 from distcnn.config.schema import Config, DataConfig, ModelConfig
 from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml
-from distcnn.data.sources.folder import load_folder
+from distcnn.data.sources.folder import folder
 from distcnn.distributed.world import World
 from distcnn.errors import InputError
 from distcnn.models.simple import SimpleCNN
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.training.build import prepare
+from distcnn.training.run import _described
 
 EXAMPLES = int(os.environ.get("DISTCNN_FUZZ", "60"))
 fuzz = settings(
@@ -80,16 +80,19 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(home):
     """A real one, of a run that has begun."""
-    data = DataConfig(source="synthetic", synthetic_train=64, synthetic_test=16, image_size=16)
+    data = DataConfig(source="synthetic", args={"train": 64, "test": 16}, image_size=16)
     config = Config(data=data, model=ModelConfig(name="simple_cnn"), output_dir=str(home))
     parts = prepare(config, World())
-    content = Checkpoint(
-        parts.model.state_dict(), parts.optimizer.state_dict(), scaler={}, averages={}, progress=Progress(1, 0.5, 1),
-        config=to_dict(config), plan=parts.plan, classes=parts.train_data.classes, image_size=16,
-        normalize=parts.normalize,
-    )  # fmt: skip
-    path = Checkpoints(home / "good").save(content.to_dict(), 1, best=False)
-    Checkpoint.load(open_valid(path))
+    state = {"step": 1, "best_accuracy": 0.5, "best_step": 1}
+    saved = {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": {},
+        "averages": {},
+        "state": state,
+    }
+    path = Checkpoints(home / "good").save({**_described(config, parts), **saved}, 1, best=False)
+    load_run(path)
     return path.read_bytes()
 
 
@@ -104,12 +107,12 @@ def test_checkpoints(home, checkpoint, edits, sealed):
             file.truncate(max(2, path.stat().st_size - 34))
             file.seek(0, os.SEEK_END)
             file.write(b"\0\0")
-        seal(path)
+        _seal(path)
 
     def use():
-        found = Checkpoint.load(open_valid(path))
-        load_weights(SimpleCNN(10, 16), found.model, path)
-        saved_settings(found.description.config, str(path)).check(1)
+        saved = load_run(path)
+        load_weights(SimpleCNN(10, 16), saved, path)
+        saved_settings(saved["config"], str(path)).check(1)
 
     assert str(path) in (said(use) or str(path))
 
@@ -144,7 +147,7 @@ def images(home):
             (home / "images" / split / name).mkdir(parents=True)
             Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(home / "images" / split / name / "0.png")
     config = DataConfig(source="folder", root=str(home / "images"), cache_dir=str(home / "cache"), image_size=4)
-    load_folder(config, "train")
+    folder(config, "train")
     (cache,) = (path for path in (home / "cache").iterdir() if path.is_dir())
     return config, cache, (cache / "images.npy").read_bytes()
 
@@ -156,9 +159,9 @@ def test_caches(images, edits):
     (cache / "images.npy").write_bytes(mutated(content, edits))
 
     def use():
-        found, labels, *_ = load_folder(config, "train")
-        assert found.shape == (2, 4, 4, 3)
-        assert len(labels) == 2
+        found = folder(config, "train")
+        assert found.images.shape == (2, 4, 4, 3)
+        assert len(found) == 2
 
     assert str(cache) in (said(use) or str(cache))
 

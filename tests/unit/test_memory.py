@@ -39,7 +39,7 @@ NCCL_WORDS = (
     "Last error:\nCuda failure 2 'out of memory'"
 )
 RUN = {
-    "data": {"source": "synthetic", "synthetic_train": 96, "synthetic_test": 32, "image_size": 8},
+    "data": {"source": "synthetic", "args": {"train": 96, "test": 32}, "image_size": 8},
     "train": {"duration": "2step", "batch_size": 48, "threads": 1}, "model": {"name": "resnet9", "args": {"width": 4}},
     "tracking": {"wandb": "disabled", "console": False, "report": False},
 }  # fmt: skip

@@ -19,7 +19,7 @@ from distcnn.data.loaders.streaming import StreamingLoader
 from distcnn.data.normalize import Normalize
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.engine.ddp import DDPEngine

@@ -14,7 +14,7 @@ from distcnn.data.loaders.resident import ResidentLoader
 from distcnn.data.normalize import Normalize
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.world import World
 from distcnn.training.build import prepare
 
@@ -60,7 +60,7 @@ def test_orders_of_neighbouring_seeds_and_epochs_are_unlike():
 
 
 def test_seeds_begin_with_other_weights():
-    data = DataConfig(source="synthetic", synthetic_train=20, synthetic_test=10, image_size=16)
+    data = DataConfig(source="synthetic", args={"train": 20, "test": 10}, image_size=16)
     weights = []
     for seed in range(5):
         config = Config(seed=seed, data=data, train=TrainConfig(batch_size=10, threads=1))

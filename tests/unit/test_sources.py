@@ -1,19 +1,28 @@
 """The sources that need no download: the same images everywhere, train and test apart, and subsets of them."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from distcnn.config.schema import DataConfig
+from distcnn.config.schema import Config, DataConfig
+from distcnn.data import sources
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.data.sources.load import load, problems
 from distcnn.errors import InputError
+from distcnn.registry import Registry
 
 SYNTHETIC = {
     "source": "synthetic",
     "image_size": 8,
-    "synthetic_train": 1100,
-    "synthetic_test": 90,
-    "synthetic_classes": 4,
+    "args": {"train": 1100, "test": 90, "classes": 4},
 }
+
+
+def found(**options):
+    """(keys, text) of each problem."""
+    return [*problems(Config(data=DataConfig(**options)))]
 
 
 def both(**options):
@@ -59,7 +68,7 @@ def test_synthetic_can_be_learnt_and_sizes_do_not_change_the_pattern():
 
 
 def test_synthetic_train_and_test_differ_at_equal_sizes():
-    train, test = both(**SYNTHETIC | {"synthetic_train": 90})
+    train, test = both(**SYNTHETIC | {"args": {"train": 90, "test": 90, "classes": 4}})
     assert not np.array_equal(train.labels, test.labels)
     assert (train.images != test.images).mean() > 0.5
 
@@ -85,11 +94,90 @@ def test_a_subset_larger_than_the_whole_is_refused(split, size):
 
 
 def test_a_missing_folder_is_found_before_anything_is_read(tmp_path):
-    ((keys, message),) = problems(DataConfig(source="folder", root=str(tmp_path / "none")))
+    ((keys, message),) = found(source="folder", root=str(tmp_path / "none"))
     assert keys == ("data.root",)
     assert "no such folder" in message
-    assert not list(problems(DataConfig(source="folder", root=str(tmp_path))))
-    assert not list(problems(DataConfig(source="synthetic", root=str(tmp_path / "none"))))
+    assert not found(source="folder", root=str(tmp_path))
+    assert not found(source="synthetic", root=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("options", "keys", "text"),
+    [
+        ({"args": {"md5": "0" * 32}}, "data.args.md5 data.args.url", "a checksum is only taken for an archive at data.args.url"),
+        ({"args": {"md5": "xyz", "url": "file:///x"}}, "data.args.md5", "should match pattern"),
+        ({"image_size": 64}, "data.image_size data.source", "the images of cifar10 are 32 pixels wide"),
+        ({"source": "digits", "image_size": 8}, "data.image_size data.source", "the images of digits are 32 pixels wide"),
+        ({"source": "digits", "args": {"url": "http://x"}}, "data.args.url", "unknown argument; it takes none"),
+        ({"source": "cifar100", "args": {"train": 5}}, "data.args.train", "unknown argument; it takes url, md5"),
+        ({"source": "synthetic", "args": {"classes": 1}}, "data.args.classes", "greater than or equal to 2"),
+        ({"source": "synthetic", "args": {"train": True}}, "data.args.train", "should be a number, not true or false"),
+        ({"source": "folder", "root": ".", "args": {"test_fraction": 1.0}}, "data.args.test_fraction", "less than 1"),
+        ({"source": "cifar"}, "data.source", "unknown; did you mean cifar10"),
+        ({"source": "nowhere:images"}, "data.source", "No module named 'nowhere'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_source_is_told_before_anything_is_read(options, keys, text):
+    ((named, message),) = found(**options)
+    assert named == tuple(keys.split())
+    assert text in message
+
+
+def test_what_is_near_a_problem_is_fine():
+    assert found(args={"md5": "0" * 32, "url": "http://x"}) == []
+    assert found(source="synthetic", image_size=64) == []
+
+
+GIVEN = ImageSet(np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 1, 1]), ("a", "b"))
+
+
+def own(config, split, *, shade: int = 7, broken=""):
+    if broken:
+        return {"type": None, "floats": replace(GIVEN, images=GIVEN.images / 255), "labels": replace(GIVEN, classes=("a",)),
+                "names": replace(GIVEN, labels=np.array(["a", "b", "b"]))}[broken]  # fmt: skip
+    return replace(GIVEN, images=GIVEN.images + np.uint8(shade + (split == "test")))
+
+
+OWN = f"{__name__}:own"
+
+
+def test_a_source_of_ones_own_is_a_function():
+    assert found(source=OWN, args={"shade": 3}) == []
+    assert found(source=OWN, args={"shade": "deep"})[0][0] == ("data.args.shade",)
+    train, test = both(source=OWN, args={"shade": 3}, image_size=8)
+    assert (train.images[0, 0, 0, 0], test.images[0, 0, 0, 0]) == (3, 4)
+    assert len(load(DataConfig(source=OWN, holdout=1, image_size=8), "train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "size", "text"),
+    [
+        ("type", 8, "should return a distcnn.data.sources.image_set.ImageSet, not NoneType"),
+        ("floats", 8, "should give images of uint8 and shape [3, 8, 8, 3], not float64 and [3, 8, 8, 3]"),
+        ("", 16, "should give images of uint8 and shape [3, 16, 16, 3], not uint8 and [3, 8, 8, 3]"),
+        ("names", 8, "should give one int64 label an image, not <U1 of shape [3]"),
+        ("labels", 8, "gives labels 0 to 1 for 1 classes"),
+    ],
+)
+def test_what_a_source_of_ones_own_gives_is_checked(broken, size, text):
+    with pytest.raises(InputError) as caught:
+        load(DataConfig(source=OWN, args={"broken": broken}, image_size=size), "train")
+    assert text in str(caught.value)
+    assert f"data.source = {OWN}, data.image_size = {size}: " in str(caught.value)
+
+
+def test_an_installed_package_adds_a_source_by_an_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "images_for_test.py").write_text(f"from {__name__} import own as images\n")
+    info = tmp_path / "images_for_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: images-for-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[distcnn.sources]\nshades = images_for_test:images\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fresh = Registry(sources.SOURCES.kind, sources.SOURCES.builtin, given=sources.SOURCES.given)
+    monkeypatch.setattr("distcnn.data.sources.load.SOURCES", fresh)
+    assert found(source="shades", args={"shade": 9}) == []
+    assert both(source="shades", args={"shade": 9}, image_size=8)[0].images.max() == 9
+    sys.modules.pop("images_for_test")
 
 
 def test_held_out_images_are_training_images_and_take_the_test_images_place():

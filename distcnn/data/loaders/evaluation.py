@@ -8,7 +8,7 @@ from torch import Tensor
 from distcnn.data.loaders.resident import resident_bytes
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import evaluation_batches
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.memory import fits, spare_bytes
 
 

@@ -10,7 +10,7 @@ from distcnn.data.augment.pipeline import Pipeline
 from distcnn.data.loaders.batch import Batch, Finish
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.device import whose
 from distcnn.distributed.memory import free_bytes, resident_problem
 from distcnn.distributed.world import World

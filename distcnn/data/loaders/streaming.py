@@ -15,7 +15,7 @@ from distcnn.data.augment.pipeline import Pipeline
 from distcnn.data.loaders.batch import Batch, Finish
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
-from distcnn.data.sources.load import ImageSet
+from distcnn.data.sources.image_set import ImageSet
 
 
 class StreamingLoader:

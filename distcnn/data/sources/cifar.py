@@ -1,22 +1,30 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): downloaded once by whoever comes first, read without trusting the files."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): downloaded once, by the first process, and read without trusting the files.
+
+Names, addresses and checksums are torchvision's. Its readers are not used: they unpickle whatever a file holds, which
+may be code where the archive comes from another address, and they download and unpack in place, without a lock.
+"""
 
 import io
 import pickle
 import shutil
 import tarfile
 import urllib.request
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rich.console import Console
 from rich.progress import wrap_file
 
-from distcnn.config.schema import DataConfig
+from distcnn.config.schema import Config, DataConfig
+from distcnn.data.sources.image_set import ImageSet, Split, of_32_pixels
 from distcnn.errors import InputError
 from distcnn.files import locked
+from distcnn.registry import Problem, checked_by
 
 # All that the pickles of the original archives call.
 _NAMES = {
@@ -34,32 +42,53 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def load_cifar(
-    config: DataConfig, split: Literal["train", "test"]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    """Images [N, 32, 32, 3] uint8, labels [N] int64 and class names. Raises InputError.
+def _checksum_of_a_url(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+    if args["md5"] is not None and args["url"] is None:
+        yield ("data.args.md5", "data.args.url"), "a checksum is only taken for an archive at data.args.url"
+    yield from of_32_pixels(config, args)
 
-    Names, addresses and checksums are torchvision's. With `data.url` another archive in the same format is taken,
-    whose own checksum, `data.md5`, stands for those of its files.
+
+Url = Annotated[str | None, Field(description="download the archive from here instead of its publisher")]
+Md5 = Annotated[
+    str | None,
+    Field(pattern="^[0-9a-f]{32}$", description="checksum of the archive at `url`, if it is not the original"),
+]
+
+
+@checked_by(_checksum_of_a_url)
+def cifar10(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = None) -> ImageSet:
+    """Give the 60,000 images of CIFAR-10 from `data.root`, into which they are downloaded. Raises InputError.
+
+    With `url` another archive in the same format is taken, whose own checksum, `md5`, stands for those of its files.
     """
-    from torchvision.datasets import CIFAR10, CIFAR100  # late: it takes a second
+    from torchvision.datasets import CIFAR10  # late: it takes a second
 
-    dataset: Any = CIFAR10 if config.source == "cifar10" else CIFAR100
-    root = Path(config.root)
+    return _cifar("cifar10", CIFAR10, Path(config.root), split, url, md5)
+
+
+@checked_by(_checksum_of_a_url)
+def cifar100(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = None) -> ImageSet:
+    """Give the 60,000 images of CIFAR-100, as `cifar10` does."""
+    from torchvision.datasets import CIFAR100  # late: it takes a second
+
+    return _cifar("cifar100", CIFAR100, Path(config.root), split, url, md5)
+
+
+def _cifar(name: str, dataset: Any, root: Path, split: Split, url: str | None, md5: str | None) -> ImageSet:
     folder = root / dataset.base_folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".{config.source}.lock", f"downloading {config.source} into {root}"):
+        with locked(root / f".{name}.lock", f"downloading {name} into {root}"):
             if not folder.is_dir():
-                _download(dataset, root, config)
+                _download(name, dataset, root, url or dataset.url, md5 or dataset.tgz_md5)
         parts = dataset.train_list if split == "train" else dataset.test_list
-        checked = config.md5 is None
-        batches = [_read(folder / name, md5 if checked else None) for name, md5 in parts]
+        checked = md5 is None
+        batches = [_read(folder / file, known if checked else None) for file, known in parts]
         meta = _read(folder / dataset.meta["filename"], dataset.meta["md5"] if checked else None)
         images = np.concatenate([_images(batch["data"]) for batch in batches])
         key = "labels" if "labels" in batches[0] else "fine_labels"
         labels = np.concatenate([np.asarray(batch[key], np.int64) for batch in batches])
-        classes = tuple(str(name) for name in meta[dataset.meta["key"]])
+        classes = tuple(map(str, meta[dataset.meta["key"]]))
         if len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError("images, labels and classes do not fit each other")
     except InputError:
@@ -70,7 +99,7 @@ def load_cifar(
         raise InputError(
             f"data.root = {root}: {folder} is damaged or incomplete ({error}); remove it, and it will be fetched again"
         ) from error
-    return images, labels, classes
+    return ImageSet(images, labels, classes)
 
 
 def _files(dataset: Any) -> list[str]:
@@ -95,11 +124,10 @@ def _images(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
-def _download(dataset: Any, root: Path, config: DataConfig) -> None:
+def _download(source: str, dataset: Any, root: Path, url: str, md5: str) -> None:
     """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
     from torchvision.datasets.utils import check_integrity
 
-    source, url, md5 = config.source, config.url or dataset.url, config.md5 or dataset.tgz_md5
     # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
     aside = root / f".{source}.partial"
     shutil.rmtree(aside, ignore_errors=True)

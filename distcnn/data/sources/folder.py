@@ -4,35 +4,50 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
-from distcnn.config.schema import DataConfig
+from distcnn.config.schema import Config, DataConfig, Float
+from distcnn.data.sources.image_set import ImageSet, Split
 from distcnn.distributed.cores import cores
 from distcnn.errors import InputError
 from distcnn.files import locked
+from distcnn.registry import Problem, checked_by
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 _FORMAT = 1  # of the cache; part of its key
 _CHUNK = 64  # images a task
 
 
-def load_folder(
-    config: DataConfig, split: Literal["train", "test"]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...], list[str]]:
-    """Images [N, S, S, 3] uint8, labels [N] int64, class names and files (relative to the root) of a tree of images.
+def _is_there(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+    if not Path(config.data.root).is_dir():
+        yield ("data.root",), "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone"
+
+
+@checked_by(_is_there)
+def folder(
+    config: DataConfig,
+    split: Split,
+    *,
+    test_fraction: Annotated[
+        Float,
+        Field(gt=0, lt=1, description="without train/ and test/: part of each class that is kept for testing"),
+    ] = 0.1,
+) -> ImageSet:
+    """Read a tree of images, S = `data.image_size` pixels a side; their files are relative to the root.
 
     The tree is `root/train/<class>/…` and `root/test/<class>/…` (or val, valid, validation), or `root/<class>/…`
-    alone, from which `data.test_fraction` of each class is kept for testing, the same images every time. Raises
-    InputError that names every unreadable file.
+    alone, from which `test_fraction` of each class is kept for testing, the same images every time. Raises InputError
+    that names every unreadable file.
     """
     root = Path(config.root).resolve()
     if not root.is_dir():
@@ -46,7 +61,7 @@ def load_folder(
         classes, files, labels = _listing(root / "train" if split == "train" else tests[0])
     else:
         classes, files, labels = _listing(root)
-        chosen = stratified_split(np.asarray(labels), config.test_fraction)[split]
+        chosen = stratified_split(np.asarray(labels), test_fraction)[split]
         if len(chosen) == 0:
             raise InputError(
                 f"data.root = {root}: no class has a second image to keep for testing; add images or a test/ folder"
@@ -55,11 +70,12 @@ def load_folder(
     names = [file[len(str(root)) + 1 :] for file in files]
     cache = _cache_folder(config) / _key(root, files, config.image_size)
     _build_once(cache, files, config.image_size)
-    return _mapped(cache, len(files), config.image_size), np.asarray(labels, np.int64), classes, names
+    images = _mapped(cache, len(files), config.image_size)
+    return ImageSet(images, np.asarray(labels, np.int64), classes, names if split == "test" or config.holdout else ())
 
 
 def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:
-    """Row numbers of each split; every class gives its share (at least one image, where it has two) to `test`."""
+    """Part rows into splits: every class gives its part (at least one image, where it has two) to `test`."""
     rng, test = np.random.default_rng(0), []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

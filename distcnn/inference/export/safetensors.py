@@ -1,9 +1,9 @@
 """safetensors: the weights, and in the metadata what `distcnn.load_model` needs to use them."""
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
-from distcnn.checkpoint.weights import save_safetensors
+from distcnn.checkpoint.resume import save_weights
 from distcnn.config.settings import to_dict
 from distcnn.inference.export.base import Exported, Format
 from distcnn.inference.model import Trained, load_model
@@ -18,8 +18,10 @@ class Safetensors(Format):
     @staticmethod
     def write(trained: Trained, path: Path) -> None:
         """Write weights and description."""
-        description = replace(trained.description, config=to_dict(trained.config))
-        save_safetensors(path, trained.model.state_dict(), description)
+        save_weights(path, trained.model, {
+            "config": to_dict(trained.config), "classes": list(trained.classes), "image_size": trained.image_size,
+            "normalize": asdict(trained.normalize), "step": trained.step, "epoch": trained.epoch,
+        })  # fmt: skip
 
     @staticmethod
     def load(path: Path) -> Exported:

@@ -7,12 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distcnn.checkpoint.weights import is_safetensors
 from distcnn.data.sources import load as sources
 from distcnn.errors import DistcnnError, InputError
 from distcnn.inference.export.base import Exported
 from distcnn.inference.images import find_images
-from distcnn.inference.model import Trained
+from distcnn.inference.model import Trained, is_safetensors
 from distcnn.inference.predictor import Predictor
 
 TOLERANCE = 1e-4  # between two probabilities
@@ -36,7 +35,7 @@ def given_images(trained: Trained, paths: Sequence[str], count: int) -> NDArray[
 def run_images(trained: Trained, count: int) -> tuple[NDArray[np.uint8], str]:
     """Return at most `count` of the run's test images [n, S, S, 3], and their name. Raises InputError."""
     config = trained.config.data
-    problems = [f"{', '.join(keys)}: {message}" for keys, message in sources.problems(config)]
+    problems = [f"{', '.join(keys)}: {message}" for keys, message in sources.problems(trained.config)]
     if is_safetensors(trained.path):
         problems = [f"{trained.path}: does not say which images it was tested on"]
     if problems:

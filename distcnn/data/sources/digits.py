@@ -1,0 +1,32 @@
+"""scikit-learn's handwritten digits."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from distcnn.config.schema import Config
+from distcnn.data.sources.folder import stratified_split
+from distcnn.data.sources.image_set import ImageSet, Split, of_32_pixels
+from distcnn.registry import Problem, checked_by
+from distcnn.text import missing
+
+
+def _installed(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+    if needs := missing("digits", "sklearn"):
+        yield ("data.source",), needs
+    yield from of_32_pixels(config, args)
+
+
+@checked_by(_installed)
+def digits(split: Split) -> ImageSet:
+    """Give 1,797 digits, 8×8 pixels of 17 greys, enlarged to 32×32 RGB; every fifth is for testing."""
+    from sklearn.datasets import load_digits  # an optional package
+
+    bunch = load_digits()
+    labels = bunch.target.astype(np.int64)
+    chosen = stratified_split(labels, 0.2)[split]
+    grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)  # [N, 8, 8]
+    big = [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in grey]
+    return ImageSet(np.stack(big)[..., None].repeat(3, axis=3), labels[chosen], tuple("0123456789"))
