@@ -20,7 +20,6 @@ trap 'on_warning USR2' USR2
 trap : TERM
 # srun does not take it from sbatch since Slurm 22.05
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-DISTCNN_EXIT_CODE_FILE=$(mktemp) && export DISTCNN_EXIT_CODE_FILE
 
 # With one config, an array's element i trains it with seed i, as NAME-seed<i>; with several, it trains the i-th.
 configs=()
@@ -45,6 +44,7 @@ if [ -n "$element" ] && [ "${#configs[@]}" = 1 ]; then
     set -- "$@" --seed "$element" --name "$name-seed$element"
 fi
 set -- train "${configs[$index]}" --checkpoint.resume auto "$@"
+DISTCNN_EXIT_CODE_FILE=$(mktemp) && export DISTCNN_EXIT_CODE_FILE
 
 # A torchrun agent would die of the warning, and its workers, which are in sessions of their own, would not get it: the
 # agent is kept from it, and the workers get it. Exported, for bash to run on the nodes.

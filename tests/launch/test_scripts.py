@@ -243,6 +243,22 @@ def test_the_exit_code_is_what_the_ranks_have_said(tmp_path, status, said, asked
     assert (done.stdout, done.stderr, done.returncode) == (f"{code}\n", "", 0)
 
 
+@pytest.mark.parametrize(
+    ("element", "configs", "expected"),
+    [
+        ("", [], "distcnn: 0 configs: sbatch SCRIPT CONFIG.yaml"),
+        ("", ["a.yaml", "b.yaml"], "distcnn: 2 configs: sbatch SCRIPT CONFIG.yaml"),
+        ("2", ["a.yaml", "b.yaml"], "distcnn: 2 configs, none for element 2: sbatch SCRIPT CONFIG.yaml"),
+    ],
+)
+def test_a_batch_script_without_a_config_of_its_own_ends_with_2(element, configs, expected):
+    source = '. "$0/rules.sh"; . "$0/job.sh"'
+    command = ["bash", "-c", f"mode=srun element={element} asked=; {source}", ROOT / "slurm", *configs, "--seed", "1"]
+    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(expected)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_wrong_use(name):
     for option in ("-h", "--help"):

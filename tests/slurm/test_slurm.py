@@ -152,10 +152,10 @@ def test_of_an_array_only_the_preempted_element_is_requeued(cluster, long, tmp_p
     """slurm/array.sbatch as it is, four seeds; fake GPUs are there to be counted."""
     short = ["--train.duration", "60step", "--eval.every", "60step", "--tracking.wandb", "disabled"]
     submitted = cluster.run("sbatch", "--parsable", "--array=0-3", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10",
-                            f"--output={tmp_path}/%A_%a.out", SLURM / "array.sbatch", long, *short)  # fmt: skip
+                            f"--output={tmp_path}/%A_%a.out", SLURM / "array.sbatch", long, *short, "--name=mine")  # fmt: skip
     array = submitted.stdout.strip()
     runs = tmp_path / "runs"
-    cluster.until(lambda: steps(runs / "long-seed3") > 20, "element 3 to train")
+    cluster.until(lambda: steps(runs / "mine-seed3") > 20, "element 3 to train")
     # As a scheduler's warning: to the batch shell alone. Element 3 is the last: its job has the array's own number.
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_3")
     cluster.until(lambda: "queue" in (tmp_path / f"{array}_3.out").read_text(), "element 3 to be requeued")
@@ -165,8 +165,8 @@ def test_of_an_array_only_the_preempted_element_is_requeued(cluster, long, tmp_p
     assert {cluster.field(element, "JobState") for element in elements} == {"COMPLETED"}
     for seed in range(4):
         assert run_torchrun(["train", long, *short, "--seed", seed, "--name", f"by-hand-{seed}"], 1).codes == [0]
-        assert losses(runs / f"long-seed{seed}") == losses(runs / f"by-hand-{seed}")
-        assert weights(runs / f"long-seed{seed}") == weights(runs / f"by-hand-{seed}")
+        assert losses(runs / f"mine-seed{seed}") == losses(runs / f"by-hand-{seed}")
+        assert weights(runs / f"mine-seed{seed}") == weights(runs / f"by-hand-{seed}")
 
 
 @pytest.mark.slow
