@@ -11,7 +11,8 @@ import torch
 
 from distcnn.data.sources.folder import default_cache
 from distcnn.distributed.collectives import gather_objects
-from distcnn.distributed.rendezvous import describe_network, process_group
+from distcnn.distributed.network import describe_network
+from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.world import World, world_from
 from distcnn.doctor.devices import Gpu, own_gpu, usable
 from distcnn.doctor.findings import RankReport, fail, ok

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from distcnn.distributed.rendezvous import shared_gpus
+from distcnn.distributed.device_check import shared_gpus
 from distcnn.doctor.devices import Gpu
 from distcnn.doctor.findings import Finding, RankReport, fail, ok, warn
 from distcnn.text import listed_ranks

@@ -18,7 +18,8 @@ from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.distributed.collectives import on_main
 from distcnn.distributed.device import backend_of, slow_precision
 from distcnn.distributed.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
-from distcnn.distributed.rendezvous import describe_network, process_group
+from distcnn.distributed.network import describe_network
+from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World

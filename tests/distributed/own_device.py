@@ -1,6 +1,6 @@
 """`distcnn` on ranks with a pretended GPU each: those in FULL find it filled by another process, those in BLIND see none.
 
-The others have it only where they look whether there is one; then they go on to the meeting, on the CPU.
+The others have it only where they look whether there is one; then they go on to the rendezvous, on the CPU.
 """
 
 import os

@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distcnn.distributed.rendezvous import _fresh, network_interface, process_group
+from distcnn.distributed.network import network_interface
+from distcnn.distributed.rendezvous import process_group, torch_variables
+from distcnn.distributed.store import of_this_group
 from distcnn.distributed.world import World, world_from
 from tests.broken_environments import HYDRA, less
 from tests.ranks import TIMEOUT, Ranks, bare, free_port, run_ranks, start
@@ -149,11 +151,12 @@ def test_without_a_gpu_nccl_says_so_and_none_waits():
     ranks = [{**one, "GPU": f"{rank}"} for rank, one in enumerate(bare(2))]
     program = """
 import os, torch
-from distcnn.distributed import rendezvous as meeting
+from distcnn.distributed import device_check
+from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.world import world_from
-meeting.gpu_identity = lambda _: os.environ["GPU"]
+device_check.gpu_identity = lambda _: os.environ["GPU"]
 try:
-    with meeting.process_group(world_from(os.environ), device=torch.device("cuda", 0), backend="nccl", timeout_s=60): pass
+    with process_group(world_from(os.environ), device=torch.device("cuda", 0), backend="nccl", timeout_s=60): pass
 except Exception as error:
     print(type(error).__name__, "could not meet the others at" in str(error))
 """
@@ -169,7 +172,7 @@ def test_a_group_does_not_hear_the_one_before_it():
     found = Queue()
 
     def rank(number):
-        part = _fresh(store, World(number, 3, number, 3), TIMEOUT)
+        part = of_this_group(store, World(number, 3, number, 3), TIMEOUT)
         part.set(f"from {number}", "")
         part.wait([f"from {other}" for other in range(3)])
         found.put(number)
@@ -187,7 +190,7 @@ def test_a_group_does_not_hear_the_one_before_it():
 
 def test_a_group_names_who_is_missing():
     with pytest.raises(TimeoutError, match="missing: rank 1, 2"):
-        _fresh(dist.HashStore(), World(0, 3, 0, 3), 0.1)
+        of_this_group(dist.HashStore(), World(0, 3, 0, 3), 0.1)
 
 
 def test_a_single_process_makes_no_group():
@@ -195,35 +198,49 @@ def test_a_single_process_makes_no_group():
         assert not dist.is_initialized()
 
 
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SECOND = World(1, 2, 1, 2, launcher="mpirun", master_addrs=("127.0.0.1",), master_port=1)
+
+
 @pytest.fixture
-def stand_in(monkeypatch):
-    """A meeting of two, without the other one."""
-    monkeypatch.setattr("distcnn.distributed.rendezvous._meet", lambda *_: None)
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
-        monkeypatch.setenv(name, "")  # so that it is put back, whatever becomes of it
+def no_launcher(monkeypatch):
+    """No variable of torch is set, and each is put back afterwards."""
+    for name in (*VARIABLES, "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    return World(1, 2, 1, 2, launcher="mpirun", master_addrs=("127.0.0.1",), master_port=1)
 
 
 @pytest.mark.parametrize("given", [None, "eth7"])
-def test_a_given_interface_is_kept(stand_in, monkeypatch, given):
+@pytest.mark.usefixtures("no_launcher")
+def test_a_given_interface_is_kept(monkeypatch, given):
     if given:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
-    with process_group(stand_in, device=torch.device("cpu"), timeout_s=1):
-        assert os.environ["GLOO_SOCKET_IFNAME"] == (given or network_interface(stand_in))
+    with torch_variables(SECOND):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == (given or network_interface(SECOND))
 
 
-def test_torchs_variables_are_set_inside_and_only_there(stand_in, monkeypatch):
+@pytest.mark.usefixtures("no_launcher")
+def test_torchs_variables_are_set_inside_and_only_there(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")  # what the launcher has set is left alone
-    before = {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"}
 
     def inside():
-        with process_group(stand_in, device=torch.device("cpu"), timeout_s=1):
-            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-            assert [os.environ[name] for name in names] == ["1", "two", "1", "2"]
+        with torch_variables(SECOND):
+            assert [os.environ[name] for name in VARIABLES] == ["1", "two", "1", "2", "127.0.0.1", "1"]
             raise KeyError
 
     with pytest.raises(KeyError):
         inside()
-    assert {name for name in os.environ if name != "GLOO_SOCKET_IFNAME"} == before
+    assert [name for name in VARIABLES if name in os.environ] == ["WORLD_SIZE"]
+
+
+def test_libraries_find_torchs_variables_under_every_launcher_while_there_is_a_group():
+    program = f"""
+import os, torch
+from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.world import world_from
+with process_group(world_from(os.environ), device=torch.device("cpu"), timeout_s=60):
+    print(*[os.environ[name] for name in {VARIABLES[:4]}], torch.distributed.get_world_size())
+print([name for name in {VARIABLES} if name in os.environ])
+"""
+    outcome = run_ranks([], [mpirun(rank, 2, f"named-{os.getpid()}") for rank in range(2)], program=["-c", program])
+    assert outcome.out.splitlines() == ["0 2 0 2 2", "[]", "1 2 1 2 2", "[]"], outcome.err

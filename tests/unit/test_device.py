@@ -19,7 +19,7 @@ from distcnn.distributed.device import (
     set_up_device,
     slow_precision,
 )
-from distcnn.distributed.rendezvous import shared_gpus
+from distcnn.distributed.device_check import shared_gpus
 from distcnn.distributed.world import World, world_from
 from distcnn.errors import first_line
 

@@ -11,8 +11,7 @@ from torch import nn
 
 import distcnn
 from distcnn.__main__ import _lost_contact, _speak_once
-from distcnn.distributed import memory
-from distcnn.distributed import rendezvous as meeting
+from distcnn.distributed import memory, rendezvous
 from distcnn.distributed.memory import (
     evaluation_cures,
     explain_out_of_memory,
@@ -173,9 +172,8 @@ def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch
     def fail(*_, **__):
         raise dist.DistBackendError(NCCL_WORDS)
 
-    for name, does in (("_store", None), ("_fresh", None), ("_check_devices", None), ("gpu_identity", "GPU-1")):
-        monkeypatch.setattr(meeting, name, lambda *_, does=does: does)
-    monkeypatch.setattr(meeting, "may_share_gpus", lambda: False)
+    for name in ("connect", "of_this_group", "check_devices", "rank_device"):
+        monkeypatch.setattr(rendezvous, name, lambda *_: None)
     monkeypatch.setattr(dist, "init_process_group", fail)
     for name in ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
@@ -183,7 +181,7 @@ def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, GIB))
     with (
         pytest.raises(OutOfMemoryError, match=r"ran out of memory on cuda:1: .*\nNCCL .* who else uses it"),
-        meeting.process_group(world, device=GPU, backend="nccl", timeout_s=1),
+        rendezvous.process_group(world, device=GPU, backend="nccl", timeout_s=1),
     ):
         pass
 
