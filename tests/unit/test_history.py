@@ -256,7 +256,7 @@ def test_predictions_that_do_not_fit_cost_a_sentence(tmp_path, changes, said):
     np.savez(folder / "predictions.npz", **vars(KEPT) | {"files": np.array(KEPT.files)} | changes)
     text = page([read_history(folder)])
     assert said in text
-    assert "The surest mistakes" not in text
+    assert "The most confident mistakes" not in text
 
 
 def test_predictions_are_not_unpacked_to_any_size(tmp_path):
