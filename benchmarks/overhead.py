@@ -76,14 +76,15 @@ class Spent:
     """Sums up, in this process, what saves and log lines cost, at the start too; while not `on`, there are none."""
 
     def __init__(self, on: Callable[[], bool]) -> None:
-        from distcnn.checkpoint.writer import Saver
+        from distcnn.checkpoint.writer import CheckpointWriter
         from distcnn.tracking.base import Trackers
 
         self.held_s = 0.0  # the training waited so long
         self.beside_s = 0.0  # processor time of other threads and processes
         self.on = on
-        Saver._write = self._timed("beside_s", time.thread_time, Saver._write)  # type: ignore[method-assign]
-        Saver.save = self._switched(self._timed("held_s", time.perf_counter, Saver.save))  # type: ignore[method-assign]
+        CheckpointWriter._write = self._timed("beside_s", time.thread_time, CheckpointWriter._write)  # type: ignore[method-assign]
+        save = self._switched(self._timed("held_s", time.perf_counter, CheckpointWriter.save))
+        CheckpointWriter.save = save  # type: ignore[method-assign]
         Trackers.log = self._switched(self._timed("held_s", time.perf_counter, Trackers.log))  # type: ignore[method-assign]
         finish = Trackers.finish
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, locks, and long waits that say what they are for."""
+"""Files that are replaced atomically, locks, and long waits that say what they are for."""
 
 import errno
 import os
@@ -20,8 +20,11 @@ FIRST_S = 5.0  # seconds until a wait is announced
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it into place, synced to the disk, if nothing failed."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; rename it into place, synced to the disk, if nothing failed.
+
+    A kill at any moment leaves the old file, or none, and perhaps a `.partial`. Raises OSError.
+    """
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -42,7 +45,7 @@ def _sync(path: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises OSError, also for what could be waited for without an end, such as a pipe."""
+    """Open a file for reading. Raises OSError, also for a pipe and the like, whose opening may never end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
@@ -81,7 +84,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file: one process of this node at a time does `what`, and both it and the others say so."""
+    """Hold the lock file: one process per node does `what` at a time; after 5 s it and those that wait say so."""
     lock = FileLock(path)
     with waiting(f"another process: {what}"):
         lock.acquire()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distcnn.commands.command import command_parser
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.inference.export import FORMATS
 from distcnn.text import plural
 
@@ -46,12 +46,12 @@ def run(arguments: list[str]) -> None:
         expected = probabilities(Predictor(trained).probabilities, images)
         found = {}
         for one in formats:
-            with whole_file(folder / one.file) as aside:
+            with atomic_file(folder / one.file) as aside:
                 one.write(trained, aside)
                 found[one.file] = check_difference(probabilities(one.load(aside), images), expected, one.file)
             difference = f"largest difference {found[one.file]:.2g} on {plural(len(images), 'image')} of {source}"
             print(f"{folder / one.file}: {difference}")
-        with whole_file(folder / "README.md") as aside:
+        with atomic_file(folder / "README.md") as aside:
             aside.write_text(card(trained, options.model, found, len(images)), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror or error}; give a folder that can be written") from error

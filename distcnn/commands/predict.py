@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> None:
         _opened(output if world.is_main else Path(os.devnull), options.format, predictor.top) as write,
     ):
         check_same({"the list of images": sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()[:12],
-                    "the model's step": trained.step})  # fmt: skip
+                    "the model's step": trained.description.step})  # fmt: skip
         found = in_order(predictor, paths, options.batch_size, world)
         console = Console(stderr=True, quiet=not world.is_main)
         bar = track(found, "predicting", len(paths), console=console, transient=True, disable=not console.is_terminal)
@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> None:
 @contextmanager
 def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Prediction"], None]]:
     """What takes predictions, for stdout or a file, which is whole or absent."""
-    from distcnn.files import whole_file
+    from distcnn.files import atomic_file
 
     writer = WRITERS[kind]
     write_text = partial(open, mode="w", encoding="utf-8", errors="surrogateescape", newline="")
@@ -105,7 +105,7 @@ def _opened(output: Path | None, kind: str, top: int) -> Iterator[Callable[["Pre
             yield write
     else:
         try:
-            with whole_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
+            with atomic_file(output) as aside, write_text(aside) as file, writer(file, top) as write:
                 yield write
         except OSError as error:
             raise DistcnnError(f"--output {output}: {error.strerror or error}; nothing was written") from error

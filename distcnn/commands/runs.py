@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from distcnn.commands.command import command_parser
 from distcnn.config.keys import KEYS
+from distcnn.config.tree import flatten
 from distcnn.errors import InputError
 from distcnn.runs.history import History, State, read_history
 from distcnn.text import printable
@@ -61,7 +62,8 @@ def run(arguments: list[str]) -> None:
         if wanted and not history.settings:
             unknown.append(history.name)
             continue
-        settings = {key: _setting(history, key) for key in (*wanted, *options.show)}
+        flat = flatten(history.settings)
+        settings = {key: flat.get(key) for key in (*wanted, *options.show)}
         fits = all(_text(settings[key]) == value for key, value in wanted.items())
         if fits and (not options.state or history.state in options.state):
             rows.append(_row(history) | {key: settings[key] for key in options.show})
@@ -93,11 +95,6 @@ def _row(history: History) -> Row:
         "images_per_s": history.images_per_s, "updated": history.updated,
         "why": "; ".join(filter(None, (history.reason, *history.damage))),
     }  # fmt: skip
-
-
-def _setting(history: History, key: str) -> Any:
-    section, _, leaf = key.rpartition(".")
-    return (history.settings.get(section, {}) if section else history.settings).get(leaf)
 
 
 def _text(value: Any) -> str:

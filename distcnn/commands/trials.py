@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distcnn.commands.command import command_parser
 from distcnn.errors import DistcnnError, InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.text import missing
 
 EPILOG = """examples:
@@ -55,9 +55,9 @@ def run(arguments: list[str]) -> None:
     })  # fmt: skip
     table = trials[0].folder.with_name(f"{'-vs-'.join(groups)}-trials.json")
     table.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(table) as aside:
+    with atomic_file(table) as aside:
         aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with whole_file(table.with_suffix(".html")) as aside:
+    with atomic_file(table.with_suffix(".html")) as aside:
         write_picture(found, aside)
     print_table(found)
     if options.json:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from distcnn.config.keys import KEYS, MAPPINGS, PARTS, SECTIONS, TEXTS, shown
 from distcnn.config.rules import conflicts
 from distcnn.config.schema import Config
+from distcnn.config.tree import flatten, unflatten
 from distcnn.config.yaml_text import compose, construct, given_twice
 from distcnn.errors import DeviceError, InputError
 from distcnn.registry import Problem
@@ -139,13 +140,13 @@ class Settings:
                 hint = "is a section: give its keys, indented below it"
             problems.append(f"{key} ({self.values[key][1]}): {'' if key in SECTIONS else 'unknown key; '}{hint}")
         try:
-            config = _ADAPTER.validate_python(_nest(values))
+            config = _ADAPTER.validate_python(unflatten(values))
         except ValidationError as error:
             for key, message in _messages(error):
                 problems.append(f"{key} = {shown(values.pop(key))} ({self.values[key][1]}): {message}")
                 doubtful.add(key)
             # The rest is checked all the same, with the failing keys at their defaults, to report all at once.
-            config = _ADAPTER.validate_python(_nest(values))
+            config = _ADAPTER.validate_python(unflatten(values))
 
         def told(found: Iterable[Problem]) -> list[str]:
             return [f"{self._given(config, keys)}: {text}" for keys, text in found if doubtful.isdisjoint(keys)]
@@ -194,11 +195,8 @@ def to_yaml(config: Config) -> str:
 def saved_settings(tree: Mapping[str, Any], source: str) -> Settings:
     """The Settings that `to_dict` gave, or dotted keys; `source` names where they come from."""
     settings = Settings()
-    for key, value in tree.items():
-        inside = key in SECTIONS and isinstance(value, Mapping)
-        leaves = {f"{key}.{leaf}": one for leaf, one in value.items()} if inside else {key: value}
-        for leaf, one in leaves.items():
-            settings._put(leaf, one, source)
+    for key, value in flatten(tree).items():
+        settings._put(key, value, source)
     return settings
 
 
@@ -219,17 +217,6 @@ def _nearest(key: str) -> list[str]:
     if f"{section}.args" in MAPPINGS and not (near and near[0].startswith(section)):
         return [f"{section}.args.{leaf}"]
     return near
-
-
-def _nest(values: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {section: {} for section in SECTIONS}
-    for key, value in values.items():
-        *sections, leaf = key.split(".", 2)
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[leaf] = value
-    return tree
 
 
 def _messages(error: ValidationError) -> list[tuple[str, str]]:

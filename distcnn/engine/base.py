@@ -187,16 +187,11 @@ class Engine(ABC):
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Model (no `module.` or `_orig_mod.` in its keys), optimizer and scaler; the same for every engine."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        """Of the optimizer and the scaler; the same for every engine. The weights are the model's own."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take all of it back; a missing or a foreign part raises."""
-        self.model.load_state_dict(state["model"])
         configured = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, configured, strict=True):

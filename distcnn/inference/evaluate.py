@@ -22,8 +22,9 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     Returns an eval line as in metrics.jsonl; on every rank alike. Raises InputError.
     """
     trained = load_model(path, overrides, world, sources.problems)
-    config, size = trained.config, trained.image_size
-    data = with_classes(sources.load(config.data, "test"), trained.classes)
+    config, described = trained.config, trained.description
+    size = described.image_size
+    data = with_classes(sources.load(config.data, "test"), described.classes)
     if data.images.shape[1] != size:
         raise InputError(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
     backend = backend_of(config, trained.device)
@@ -35,4 +36,4 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
         # Nothing is kept on the device: it is one pass.
         test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
         result = evaluate_on(trained.model, test, config)
-    return {"kind": "eval", "split": result.split, "step": trained.step, "epoch": trained.epoch, **result.record()}
+    return {"kind": "eval", "split": result.split, "step": described.step, "epoch": described.epoch, **result.record()}

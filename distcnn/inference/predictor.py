@@ -40,9 +40,9 @@ class Predictor:
     """
 
     def __init__(self, model: Trained | str | Path, *, top: int = 5, threads: int | None = None):
-        """`top`: so many classes of each image; `threads` decode. Raises InputError where there is no such model."""
+        """Give the `top` classes of each image; decode in `threads`. Raises InputError where there is no such model."""
         self.trained = model if isinstance(model, Trained) else load_model(model)
-        self.top = min(top, len(self.trained.classes))
+        self.top = min(top, len(self.trained.description.classes))
         self.threads = threads or cores()
         self.preprocess = self.trained.preprocess()
 
@@ -61,7 +61,7 @@ class Predictor:
 
     def decode(self, path: str | Path) -> NDArray[np.uint8]:
         """Any image that Pillow reads → [S, S, 3] uint8, as in training. Raises what Pillow raises."""
-        return decode(path, self.trained.image_size)
+        return decode(path, self.trained.description.image_size)
 
     def __call__(self, paths: Sequence[str | Path]) -> list[Prediction]:
         """One Prediction for each path, in one batch; unreadable ones say so."""
@@ -83,7 +83,8 @@ class Predictor:
             return f"{type(error).__name__}: {error}"
 
     def _prediction(self, path: str, values: list[float], indices: list[int]) -> Prediction:
-        return Prediction(path, tuple(self.trained.classes[i] for i in indices), tuple(values))
+        classes = self.trained.description.classes
+        return Prediction(path, tuple(classes[i] for i in indices), tuple(values))
 
 
 def in_order(predictor: Predictor, paths: Sequence[str], batch_size: int, world: World) -> Iterator[Prediction]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distcnn import __version__, text
+from distcnn.config.tree import flatten
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.report import figures
 from distcnn.runs.history import History
 from distcnn.runs.predictions import Predictions
@@ -72,14 +73,14 @@ def _empty(run: History) -> tuple[str, ...]:
 def write_page(runs: Sequence[History], output: Path) -> int:
     """Write it, whole or not at all; returns its size in characters. Raises InputError, OSError."""
     html = page(runs)
-    with whole_file(output) as aside:
+    with atomic_file(output) as aside:
         aside.write_text(html, encoding="utf-8", errors="replace")
     return len(html)
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(dotted key, its value in each) of the settings that are not the same in all."""
-    flat = [_flat(tree) for tree in settings]
+    flat = [flatten(tree) for tree in settings]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [(key, [json.dumps(one[key]) if key in one else "–" for one in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1 and key != "name"]
@@ -223,10 +224,3 @@ def _plotly() -> str:
     assert spec is not None
     assert spec.origin is not None
     return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= {f"{key}.{leaf}": one for leaf, one in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

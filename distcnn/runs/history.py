@@ -9,12 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from distcnn.config.keys import SECTIONS
 from distcnn.config.yaml_text import compose, construct
 from distcnn.errors import EXIT_PREEMPTED, InputError
 from distcnn.files import open_regular
+from distcnn.runs.folder import is_locked
 from distcnn.runs.predictions import Predictions, load_predictions
 from distcnn.runs.records import Record, parse_record
 from distcnn.text import plural
@@ -90,7 +89,7 @@ class History:
         if last["event"] == "stopped":
             return "preempted" if last.get("exit_code") == EXIT_PREEMPTED else "interrupted"
         ends: dict[str, State] = {"done": "done", "failed": "failed"}
-        return ends.get(last["event"]) or ("running" if _is_locked(self.folder) else "died")
+        return ends.get(last["event"]) or ("running" if is_locked(self.folder) else "died")
 
     @property
     def reason(self) -> str:
@@ -171,16 +170,3 @@ def _records(lines: Iterable[bytes]) -> tuple[list[Record], int]:
         elif line.endswith(b"\n") or len(line) == _LONGEST_LINE:
             lost += 1
     return records, lost
-
-
-def _is_locked(folder: Path) -> bool:
-    path = folder / ".lock"
-    try:
-        if not path.exists():
-            return False
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # a folder of someone else's, or a file system without locks
-        return False

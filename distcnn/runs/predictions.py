@@ -1,15 +1,20 @@
 """predictions.npz: the most probable classes of each image of the newest evaluation, and its most confident errors."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from distcnn.errors import InputError
-from distcnn.files import open_regular, whole_file
+from distcnn.files import atomic_file, open_regular
+
+_MISTAKES = 40  # at most
+_THUMBNAIL = 96  # pixels a side, at most
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,36 @@ class Predictions:
     files: tuple[str, ...]  # [M], or none where the images are not files
 
 
+def select_predictions(
+    step: int,
+    labels: NDArray[np.int64],
+    best: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    images: NDArray[np.uint8],
+    files: Sequence[str],
+) -> Predictions:
+    """What is kept of an evaluation after `step`: all predictions, and thumbnails of the most confident errors.
+
+    `images` is [N, H, H, 3]; `files` are their names, none where they are not files.
+    """
+    wrong = np.flatnonzero(best[:, 0] != labels)
+    mistakes = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")[:_MISTAKES]]
+    names = tuple(files[row] for row in mistakes) if files else ()
+    return Predictions(step, labels, best, probabilities, mistakes, _thumbnails(images, mistakes), names)
+
+
+def _thumbnails(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """[M, S, S, 3] of these rows, at most 96 pixels a side; one by one, as they may be large."""
+    if len(rows) == 0 or images.shape[1] <= _THUMBNAIL:
+        return np.asarray(images[rows])
+    size = (_THUMBNAIL, _THUMBNAIL)
+    small = (Image.fromarray(images[row]).resize(size, Image.Resampling.BICUBIC) for row in rows)
+    return np.stack([np.asarray(one) for one in small])
+
+
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write them, whole or not at all. Raises OSError."""
-    with whole_file(path) as partial, partial.open("wb") as file:
+    """Write them, all or nothing. Raises OSError."""
+    with atomic_file(path) as partial, partial.open("wb") as file:
         arrays: dict[str, Any] = vars(predictions) | {
             "best": predictions.best.astype(np.int32),  # half the size
             "files": np.array(predictions.files, dtype=np.str_),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.runs.records import Record
 
 
@@ -23,7 +23,7 @@ class JsonlTracker:
         self.path = path
         if path.exists():
             kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_until(line, step)]
-            with whole_file(path) as partial:
+            with atomic_file(path) as partial:
                 partial.write_bytes(b"".join(kept))
         self.file = path.open("ab", buffering=0)
         self.end = self.file.tell()  # of the last complete line

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -15,7 +14,8 @@ import torch._inductor.config
 from torch import nn
 from torch.optim import Optimizer
 
-from distcnn.checkpoint.resume import find_resumed, unwritable
+from distcnn.checkpoint.resume import find_checkpoint
+from distcnn.checkpoint.state import Checkpoint
 from distcnn.config.plan import Plan, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
@@ -43,6 +43,7 @@ from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.optim.optimizers import make_optimizer
 from distcnn.optim.schedules import Schedule
 from distcnn.registry import Problem
+from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
@@ -63,7 +64,7 @@ class Parts:
     optimizer: Optimizer
     plan: Plan
     schedule: Schedule
-    saved: dict[str, Any] | None  # the checkpoint to go on from
+    checkpoint: Checkpoint | None  # to go on from; its weights are in the model already
     damaged: list[Path]  # newer checkpoints that were passed over
 
 
@@ -132,7 +133,7 @@ def prepare(config: Config, world: World) -> Parts:
     schedule = Schedule(config, plan)
     pipeline = build_pipeline(config.data, classes=classes, image_size=image_size, plan=plan)
     check_sizes(model, config.model.name, classes, pipeline.sizes)
-    saved, damaged = find_resumed(config, plan, model)
+    checkpoint, damaged = find_checkpoint(config, plan, model)
     # Accelerate compiles by itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
     alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
@@ -140,7 +141,7 @@ def prepare(config: Config, world: World) -> Parts:
         model = place(model, config, device, compile=config.model.compile and not foreign)
         optimizer = make_optimizer(model, config.optim, plan.lr)
     return Parts(
-        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, saved, damaged,
+        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, checkpoint, damaged,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from distcnn.checkpoint.state import TrainState
+from distcnn.checkpoint.state import Progress
 from distcnn.config.plan import Plan
 from distcnn.data.loaders.batch import Batch
 from distcnn.data.loaders.resident import ResidentLoader
@@ -38,11 +38,11 @@ def fit(
     loader: ResidentLoader | StreamingLoader,
     plan: Plan,
     schedule: Schedule,
-    state: TrainState,
+    state: Progress,
     log: Callable[[Record], None],
     *,
     evaluate: Callable[[], Evaluation],
-    save: Callable[[TrainState, bool, bool], str],
+    save: Callable[[Progress, bool, bool], str],
     save_due: Callable[[], bool],
     stop: StopRequest,
     watch: Watchdog,
@@ -164,7 +164,7 @@ class StepLosses:
         self,
         plan: Plan,
         schedule: Schedule,
-        state: TrainState,
+        state: Progress,
         log: Callable[[Record], None],
         watch: Watchdog,
         host_bound: HostBound,

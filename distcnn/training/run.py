@@ -5,15 +5,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distcnn.checkpoint.file import Checkpoints, step_of
-from distcnn.checkpoint.resume import make_folder, run_id, save_weights
-from distcnn.checkpoint.state import TrainState
-from distcnn.checkpoint.writer import Saver
+from distcnn.checkpoint.state import Checkpoint, Progress
+from distcnn.checkpoint.weights import save_safetensors
+from distcnn.checkpoint.writer import CheckpointWriter
 from distcnn.config.plan import Plan
 from distcnn.config.schema import Config, OptimConfig
 from distcnn.config.settings import to_dict, to_yaml
+from distcnn.config.tree import diff
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.distributed.collectives import on_main
 from distcnn.distributed.device import backend_of, slow_precision
@@ -24,10 +24,12 @@ from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.errors import DistcnnError, InputError, OutOfMemoryError, StoppedError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.report import page as report_page
 from distcnn.runs import environment
+from distcnn.runs.folder import run_folder, run_id
+from distcnn.runs.predictions import select_predictions, write_predictions
 from distcnn.runs.records import event
 from distcnn.tracking.backend import TrackedRun
 from distcnn.tracking.base import Trackers
@@ -36,7 +38,6 @@ from distcnn.training.averaging import Averages
 from distcnn.training.build import Parts, check_alike, make_engine, make_loader, prepare, training_cures
 from distcnn.training.evaluate import Evaluation, evaluate_on
 from distcnn.training.loop import fit
-from distcnn.training.predictions import save_predictions
 from distcnn.training.summary import summary_fields
 
 
@@ -46,7 +47,7 @@ class Result:
 
     folder: Path
     plan: Plan
-    state: TrainState
+    state: Progress
     evaluation: Evaluation  # of the final weights
 
 
@@ -67,28 +68,27 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         enough_memory(),
         ExitStack() as held,
     ):
-        step = parts.saved["state"]["step"] if parts.saved else 0
+        step = parts.checkpoint.progress.step if parts.checkpoint else 0
         check_alike(config, world, plan, step)
-        folder = on_main(lambda: make_folder(config, held), "rank 0 to make the run's folder")
+        folder = on_main(lambda: held.enter_context(run_folder(config)), "rank 0 to make the run's folder")
         config = replace(config, name=folder.name)
         engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
         test = EvaluationLoader(parts.test_data, config.eval.batch_size, loader.preprocess, world.rank, world.size)
-        state = TrainState()
-        if parts.saved:
+        state = Progress()
+        if parts.checkpoint:
             try:
-                before = OptimConfig(**parts.saved["config"]["optim"])
-                optimizer = parts.saved["optimizer"]
+                before = OptimConfig(**parts.checkpoint.config["optim"])
+                optimizer = parts.checkpoint.optimizer
                 if before != config.optim:  # whose groups may be others
                     optimizer = regrouped(optimizer, make_optimizer(model, before, 1.0), parts.optimizer)
                 with enough_memory():  # its RuntimeError is none of these below
-                    engine.load_state_dict(parts.saved | {"optimizer": optimizer})
+                    engine.load_state_dict({"optimizer": optimizer, "scaler": parts.checkpoint.scaler})
             except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                 raise InputError(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
-            state = TrainState(**parts.saved["state"])
+            state = parts.checkpoint.progress
         averages = Averages(model, config.train)
-        if parts.saved:
-            averages.load_state_dict(parts.saved["averages"])
-        described = _described(config, parts)
+        if parts.checkpoint:
+            averages.load_state_dict(parts.checkpoint.averages)
         trackers = Trackers()
         watch = Watchdog(
             world, store, config.train.timeout, stop.end, parts.device, folder,
@@ -96,13 +96,14 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         )  # fmt: skip
         watch.steps_done(state.step)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
-        grace = os.environ.get("DISTCNN_GRACE", "")
-        saver = Saver(checkpoints, trackers.log, config.checkpoint.minutes, int(grace) if grace.isdecimal() else 0)
+        told = os.environ.get("DISTCNN_GRACE", "")
+        grace = int(told) if told.isdecimal() else 0
+        writer = CheckpointWriter(checkpoints, trackers.log, config.checkpoint.minutes, grace)
 
         def open_files() -> None:
             """config.yaml and the trackers, where rank 0 has them."""
             try:
-                with whole_file(folder / "config.yaml") as file:
+                with atomic_file(folder / "config.yaml") as file:
                     file.write_text(to_yaml(config), encoding="utf-8")
                 tracked = TrackedRun(folder, run_id(folder), config, plan, state.step)
                 launcher = f"{world.launcher}, {describe_network(world)}"
@@ -115,18 +116,29 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
                 found = evaluate_on(model, test, config, watch)
             if world.is_main:
                 with suppress(OSError):  # a full disk: it is for the report only
-                    save_predictions(folder / "predictions.npz", found, parts.test_data, state.step)
+                    data = parts.test_data
+                    kept = select_predictions(
+                        state.step, data.labels, found.best, found.probabilities, data.images, data.files
+                    )
+                    write_predictions(folder / "predictions.npz", kept)
             return found
 
-        def save(state: TrainState, best: bool, wait: bool) -> str:
+        def checkpoint() -> Checkpoint:
+            data = parts.train_data
+            return Checkpoint(
+                model.state_dict(), **engine.state_dict(), averages=averages.state_dict(), progress=state,
+                config=to_dict(config), plan=plan, classes=data.classes, image_size=data.images.shape[1],
+                normalize=parts.normalize,
+            )  # fmt: skip
+
+        def save(state: Progress, best: bool, wait: bool) -> str:
             if world.is_main:
-                whole = {**described, **engine.state_dict(), "averages": averages.state_dict(), "state": asdict(state)}
-                saver.save(whole, state.step, best=best)
-            return on_main(saver.wait, "rank 0 to write the checkpoint") if wait else ""
+                writer.save(checkpoint().to_dict(), state.step, best=best)
+            return on_main(writer.wait, "rank 0 to write the checkpoint") if wait else ""
 
         stop.begin(config.train.timeout)
-        name, message = ("resumed", _resumed(parts, state)) if parts.saved else ("started", f"{plan.steps} steps")
-        known = {"launcher": world.launcher, **environment.described(), "plan": described["plan"]}
+        name, message = ("resumed", _resumed(parts, state)) if parts.checkpoint else ("started", f"{plan.steps} steps")
+        known = {"launcher": world.launcher, **environment.described(), "plan": asdict(plan)}
         on_main(open_files, "rank 0 to open its trackers")
         trackers.log(event(name, state.step, message) | {"environment": known})
         if advice := slow_precision(config, parts.device):
@@ -135,7 +147,7 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
             with watch, first_out_of_memory_of_all_ranks(store), enough_memory():  # the log below holds what it says
                 evaluation = fit(
                     engine, loader, plan, parts.schedule, state, trackers.log,
-                    evaluate=evaluate_test, save=save, save_due=saver.due, stop=stop, watch=watch,
+                    evaluate=evaluate_test, save=save, save_due=writer.due, stop=stop, watch=watch,
                     averages=averages,
                     label_smoothing=config.train.label_smoothing, log_every=config.tracking.log_every,
                 )  # fmt: skip
@@ -156,11 +168,11 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
 
         def write_weights() -> list[str]:
             """The model, beside its checkpoint; returns what could not be written."""
-            lost = [f"the checkpoint of step {state.step}, which {saver.trouble}"] if saver.trouble else []
+            lost = [f"the checkpoint of step {state.step}, which {writer.problem}"] if writer.problem else []
             try:
                 with averages.in_place():
-                    done = {"step": state.step, "epoch": -(-state.step // plan.steps_per_epoch)}
-                    save_weights(folder / "model.safetensors", model, {**described, **done})
+                    final = checkpoint()
+                    save_safetensors(folder / "model.safetensors", final.model, final.description)
             except OSError as error:
                 lost.append(f"model.safetensors ({error})")
             return lost
@@ -175,24 +187,14 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
         return Result(folder, plan, state, evaluation)
 
 
-def _described(config: Config, parts: Parts) -> dict[str, Any]:
-    """What a checkpoint holds besides the tensors: all that it takes to use or to continue it."""
-    return {
-        "config": to_dict(config),
-        "plan": asdict(parts.plan),
-        "classes": list(parts.train_data.classes),
-        "image_size": parts.train_data.images.shape[1],
-        "normalize": asdict(parts.normalize),
-    }
-
-
 def _newest_checkpoint(folder: Path) -> str:
     return next((f"step {step_of(path)}" for path in Checkpoints(folder / "checkpoints").all()), "")
 
 
-def _resumed(parts: Parts, state: TrainState) -> str:
-    before, now = (parts.saved or {})["plan"], asdict(parts.plan)
+def _resumed(parts: Parts, state: Progress) -> str:
+    assert parts.checkpoint is not None
     keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
-    changed = "".join(f"; {key} was {before[key]}, is {now[key]}" for key in keys if before[key] != now[key])
+    before, now = ({key: asdict(plan)[key] for key in keys} for plan in (parts.checkpoint.plan, parts.plan))
+    changed = "".join(f"; {change}" for change in diff(before, now))
     aside = f"; damaged and left aside: {', '.join(path.name for path in parts.damaged)}" if parts.damaged else ""
     return f"at step {state.step} of {parts.plan.steps}{changed}{aside}"

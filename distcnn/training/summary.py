@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from distcnn.checkpoint.state import TrainState
+from distcnn.checkpoint.state import Progress
 from distcnn.config.plan import Plan
 from distcnn.runs.records import Record
 from distcnn.training.evaluate import Evaluation
 
 
-def summary_fields(evaluation: Evaluation, state: TrainState, plan: Plan, folder: Path) -> Record:
+def summary_fields(evaluation: Evaluation, state: Progress, plan: Plan, folder: Path) -> Record:
     """The final numbers, and where everything lies."""
     return {
         "step": f"{state.step} of {plan.steps}",

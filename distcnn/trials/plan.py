@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distcnn.checkpoint.resume import HARMLESS, differences
+from distcnn.checkpoint.resume import forbidden_changes
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings, to_dict
 from distcnn.distributed.world import World
@@ -78,8 +78,8 @@ def _is_done(trial: Trial) -> bool:
         return False
     if run.damage and (run.state == "unreadable" or not run.settings):
         raise _refused(trial, *run.damage)
-    if changed := _changed(run, trial.config):
-        raise _refused(trial, f"was trained otherwise: {changed}")
+    if changes := forbidden_changes(run.settings, to_dict(trial.config)):
+        raise _refused(trial, f"was trained otherwise: {'; '.join(map(str, changes))}")
     longer = run.settings.get("train", {}).get("duration") != trial.config.train.duration
     done = run.state == "done" and not longer
     if done and _last_evaluation(run) is None:  # to go on from its end would not log it again
@@ -91,15 +91,6 @@ def _is_done(trial: Trial) -> bool:
 
 def _refused(trial: Trial, *reasons: str) -> InputError:
     return InputError(f"{trial.folder}: {'; '.join(reasons)}; give another --name, or remove it")
-
-
-def _changed(run: History, config: Config) -> str:
-    """What of the config would change the run's numbers, as `key was X, is Y`; "" if nothing does."""
-    return "; ".join(
-        f"{key} was {was}, is {now}"
-        for key, was, now in differences(run.settings, to_dict(config))
-        if not {key, key.split(".")[0]} & set(HARMLESS)
-    )
 
 
 def result(trial: Trial) -> dict[str, Any] | None:

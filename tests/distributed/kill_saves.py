@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distcnn.checkpoint.file import Checkpoints, load
+from distcnn.checkpoint.file import Checkpoints
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 chance = random.Random(0)
@@ -28,11 +28,11 @@ for _ in range(kills):
     left = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     most = max(most, len(left))
     torn += any(name.endswith(".partial") for name in left)
-    newest, damaged = checkpoints.newest_whole()
+    newest, damaged = checkpoints.newest_valid()
     assert not damaged
     if newest is not None:
-        state = load(newest)
-        assert float(state["x"][0]) == state["step"] == int(newest.stem[5:])
+        state = newest.load()
+        assert float(state["x"][0]) == state["step"] == int(newest.path.stem[5:])
         steps.append(state["step"])
 assert steps == sorted(steps), "an older one was found after a newer one"
 print(f"{kills} kills, {torn} within a file, newest step {steps[-1]}, at most {most} files")

@@ -80,8 +80,8 @@ def test_what_is_being_written_when_another_rank_dies_is_written(synthetic, tmp_
         codes, err = started.wait(SECONDS), started.err()
     assert codes == [1, -9], err
     folder = tmp_path / "runs" / "tiny"
-    newest, damaged = Checkpoints(folder / "checkpoints").newest_whole()
-    assert (newest and newest.name, damaged) == ("step-00000004.pt", []), err
+    newest, damaged = Checkpoints(folder / "checkpoints").newest_valid()
+    assert (newest and newest.path.name, damaged) == ("step-00000004.pt", []), err
     assert [line["event"] for line in metrics(folder, "event")][-1] == "failed"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distcnn.checkpoint.file import Checkpoints, load
+from distcnn.checkpoint.file import Checkpoints
 from distcnn.slurm import batch_script
 from tests.needs import require
 from tests.ranks import TIMEOUT, Ranks, clean_environment, run_ranks, torchrun
@@ -133,9 +133,9 @@ class LongRun:
         assert processes_of(self.config) == []
         stopped = events(self.folder)[-1]
         assert stopped["event"] == "stopped"
-        newest, damaged = Checkpoints(self.folder / "checkpoints", 2).newest_whole()
+        newest, damaged = Checkpoints(self.folder / "checkpoints", 2).newest_valid()
         assert not damaged
-        assert load(newest)["state"]["step"] == stopped["step"]
+        assert newest.load()["progress"]["step"] == stopped["step"]
         return stopped
 
 

@@ -54,7 +54,7 @@ def test_the_best_evaluation_is_the_first_of_the_highest_accuracy(tmp_path):
     assert len(set(accuracies)) > 2
     best = accuracies.index(max(accuracies)) + 1
     assert (result.state.best_accuracy, result.state.best_step) == (max(accuracies), best)
-    saved = torch.load(result.folder / "checkpoints" / "best.pt", weights_only=True)["state"]
+    saved = torch.load(result.folder / "checkpoints" / "best.pt", weights_only=True)["progress"]
     assert (saved["step"], saved["best_step"]) == (best, best)
 
 

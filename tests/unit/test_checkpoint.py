@@ -9,9 +9,14 @@ import zipfile
 import pytest
 import torch
 
-from distcnn.checkpoint.file import Checkpoints, _seal, is_whole, load
+from distcnn.checkpoint.file import Checkpoints, is_valid, open_valid, seal
+from distcnn.checkpoint.state import Checkpoint, Progress
+from distcnn.config.plan import make_plan
+from distcnn.config.schema import Config
+from distcnn.config.settings import to_dict
+from distcnn.data.normalize import Normalize
 from distcnn.errors import InputError
-from distcnn.files import whole_file
+from distcnn.files import atomic_file
 
 
 def state(step=0):
@@ -22,13 +27,19 @@ def state(step=0):
         "model": model,
         "optimizer": {"state": moments, "param_groups": [{"betas": (0.9, 0.99), "lr": 0.1}]},
         "classes": ["a", "ä"],
-        "state": {"step": step, "best": -1.0},
+        "progress": {"step": step, "best": -1.0},
         "none": None,
     }
 
 
 def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def newest(checkpoints):
+    """The path of the newest valid one, and the damaged ones."""
+    file, damaged = checkpoints.newest_valid()
+    return file and file.path, damaged
 
 
 def record_positions(path):
@@ -53,10 +64,10 @@ def test_a_round_trip_keeps_every_value(tmp_path):
     saved = state(12)
     path = Checkpoints(tmp_path / "new" / "folder").save(saved, 12, best=False)
     assert path.name == "step-00000012.pt"
-    assert is_whole(path)
-    loaded = load(path)
+    assert is_valid(path)
+    loaded = open_valid(path).load()
     assert torch.load(path, weights_only=True).keys() == loaded.keys() == {"format", *saved}
-    for part in ("classes", "state", "none"):
+    for part in ("classes", "progress", "none"):
         assert loaded[part] == saved[part]
     assert loaded["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
     for key, tensor in saved["model"].items():
@@ -69,7 +80,7 @@ def test_the_newest_are_kept_and_the_best_outlives_its_step(tmp_path):
     for step, best in ((1, True), (2, True), (9, False), (10, False), (100, False)):
         checkpoints.save(state(step), step, best=best)
     assert names(checkpoints) == ["best.pt", "step-00000010.pt", "step-00000100.pt"]
-    assert load(tmp_path / "best.pt")["state"]["step"] == 2
+    assert open_valid(tmp_path / "best.pt").load()["progress"]["step"] == 2
     assert [path.name for path in checkpoints.all()] == ["step-00000100.pt", "step-00000010.pt"]
 
 
@@ -92,7 +103,7 @@ def test_a_run_that_starts_again_below_damaged_checkpoints_keeps_what_it_saves(t
         flip(path, record_positions(path)[0][3])
     for step in (3, 6):
         assert checkpoints.save(state(step), step, best=False).exists()
-        assert checkpoints.newest_whole()[0].name == f"step-{step:08d}.pt"
+        assert newest(checkpoints)[0].name == f"step-{step:08d}.pt"
 
 
 def test_any_damage_inside_a_record_is_found(tmp_path):
@@ -107,10 +118,10 @@ def test_any_damage_inside_a_record_is_found(tmp_path):
     for position in chosen:
         bad.write_bytes(whole)
         flip(bad, position, 1 << rng.randrange(8))
-        assert not is_whole(bad), position
-        assert checkpoints.newest_whole() == (good, [bad])
+        assert not is_valid(bad), position
+        assert newest(checkpoints) == (good, [bad])
     with pytest.raises(InputError, match=r"step-00000002\.pt: damaged"):
-        load(bad)
+        open_valid(bad).load()
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x10, 0xFF])
@@ -130,8 +141,10 @@ def test_damage_outside_the_records_is_found_or_harmless(tmp_path, mask):
     for position in sorted(tried):
         path.write_bytes(whole)
         flip(path, position, mask)
-        if is_whole(path):
-            assert torch.equal(load(path)["model"]["conv.weight"], state(1)["model"]["conv.weight"]), position
+        if is_valid(path):
+            assert torch.equal(open_valid(path).load()["model"]["conv.weight"], state(1)["model"]["conv.weight"]), (
+                position
+            )
 
 
 def test_a_truncated_file_is_not_whole_at_any_length(tmp_path):
@@ -141,11 +154,11 @@ def test_a_truncated_file_is_not_whole_at_any_length(tmp_path):
     middle.write_bytes(b"")
     for length in [0, 1, 4, 30, len(whole) // 2, *range(len(whole) - 60, len(whole))]:
         torn.write_bytes(whole[:length])
-        assert not is_whole(torn), length
-    assert checkpoints.newest_whole() == (good, [torn, middle])
+        assert not is_valid(torn), length
+    assert newest(checkpoints) == (good, [torn, middle])
     good.unlink()
-    assert checkpoints.newest_whole() == (None, [torn, middle])
-    assert Checkpoints(tmp_path / "none").newest_whole() == (None, [])
+    assert newest(checkpoints) == (None, [torn, middle])
+    assert newest(Checkpoints(tmp_path / "none")) == (None, [])
 
 
 def test_a_failed_save_leaves_all_as_it_was(tmp_path):
@@ -161,12 +174,12 @@ def test_a_failed_save_leaves_all_as_it_was(tmp_path):
 def test_whole_file_replaces_at_the_end_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     (tmp_path / "x.json.partial").write_text("left by a killed process, and longer than what follows")
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         assert partial.parent == path.parent  # a rename within one file system
         partial.write_text("old")
         assert not path.exists()
     assert path.read_text() == "old"
-    with pytest.raises(ZeroDivisionError), whole_file(path) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as partial:
         partial.write_text(f"new {1 / 0}")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
@@ -185,13 +198,13 @@ class Executed:
 @pytest.mark.parametrize("how", ["torch", "pickle", "legacy"])
 def test_a_foreign_file_is_refused_and_its_code_not_run(tmp_path, how):
     path, trace = tmp_path / "foreign.pt", tmp_path / "executed"
-    content = {"format": 1, "model": Executed(trace)}
+    content = {"format": 2, "model": Executed(trace)}
     if how == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
     with pytest.raises(InputError, match=r"foreign\.pt: .*not a checkpoint"):
-        load(path)
+        open_valid(path).load()
     assert not trace.exists()
 
 
@@ -199,19 +212,19 @@ def test_a_foreign_file_is_refused_and_its_code_not_run(tmp_path, how):
 def test_harmless_files_of_others_are_refused_too(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other\.pt: .*not a checkpoint"):
-        load(tmp_path / "other.pt")
+        open_valid(tmp_path / "other.pt").load()
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = Checkpoints(tmp_path).save({"format": 99}, 1, best=False)
-    with pytest.raises(InputError, match=r"format 1 \(found 99\)"):
-        load(path)
+    with pytest.raises(InputError, match=r"format 2 \(found 99\)"):
+        open_valid(path).load()
 
 
 def test_a_missing_file_or_a_folder(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(InputError, match=rf"{path.name}: no such checkpoint"):
-            load(path)
+            open_valid(path).load()
 
 
 class Grows:
@@ -236,7 +249,7 @@ def test_a_small_file_cannot_become_large_in_memory(tmp_path, content, reason):
     path = Checkpoints(tmp_path).save(content, 1, best=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=reason):
-        load(path)
+        open_valid(path).load()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
@@ -247,10 +260,10 @@ def test_compressed_records_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in records.items():
             archive.writestr(name, data)
-    _seal(path)
-    assert is_whole(path)
+    seal(path)
+    assert is_valid(path)
     with pytest.raises(InputError, match="compressed"):
-        load(path)
+        open_valid(path).load()
 
 
 def test_what_kills_leave_does_not_add_up(tmp_path, monkeypatch):
@@ -277,4 +290,47 @@ def test_a_full_disk_after_damaged_checkpoints_leaves_the_whole_one(tmp_path, mo
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(state(110), 110, best=False)
-    assert checkpoints.newest_whole()[0] == whole
+    assert newest(checkpoints)[0] == whole
+
+
+def of_a_run():
+    plan = make_plan(
+        Config(), train_images=64, test_images=16, world_size=1, parameters=1, forward_flops=1, device="cpu", threads=1
+    )
+    return Checkpoint(
+        {"w": torch.ones(2)}, optimizer={"state": {}}, scaler={}, averages={"ema": []}, progress=Progress(7, 0.5, 3),
+        config=to_dict(Config()), plan=plan, classes=("a", "ä"), image_size=16,
+        normalize=Normalize((0.5,) * 3, (0.25,) * 3),
+    )  # fmt: skip
+
+
+def test_a_runs_checkpoint_comes_back_from_its_file(tmp_path):
+    saved = of_a_run()
+    loaded = Checkpoint.load(open_valid(Checkpoints(tmp_path).save(saved.to_dict(), 7, best=False)))
+    assert torch.equal(loaded.model.pop("w"), saved.model.pop("w"))
+    assert loaded == saved
+    assert (loaded.description.step, loaded.description.epoch) == (7, 7)  # a batch is larger than 64 images
+
+
+def test_a_saved_progress_is_that_of_the_moment():
+    saved = of_a_run()
+    tree = saved.to_dict()
+    saved.progress.step += 1
+    assert tree["progress"] == {"step": 7, "best_accuracy": 0.5, "best_step": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"progress": {"step": "x"}}, "progress.step: "), ({"classes": 3}, "classes: "), ({"model": {1: 2}}, "model.1"),
+        ({"plan": {}}, "plan.train_images: Field required"), ({"normalize": {"mean": (1, 2)}}, "normalize.mean"),
+    ],
+)  # fmt: skip
+def test_the_first_field_that_is_wrong_is_named(tmp_path, change, said):
+    path = Checkpoints(tmp_path).save(of_a_run().to_dict() | change, 1, best=False)
+    with pytest.raises(InputError, match=rf"step-00000001\.pt: not a checkpoint of a run: {said}"):
+        Checkpoint.load(open_valid(path))
+    lacking = of_a_run().to_dict()
+    del lacking["averages"]
+    with pytest.raises(ValueError, match="averages: Field required"):
+        Checkpoint.from_dict(lacking)

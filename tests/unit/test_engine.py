@@ -89,8 +89,8 @@ def test_what_is_saved_are_the_masters():
     model = network()
     engine = DDPEngine(model, torch.optim.SGD(model.parameters(), 0.1), CPU, "bf16-master")
     step(engine, batches(1))
-    assert engine.state_dict()["model"].keys() == network().state_dict().keys()
-    assert {t.dtype for t in engine.state_dict()["model"].values()} == {torch.float32, torch.int64}
+    assert engine.model.state_dict().keys() == network().state_dict().keys()
+    assert {t.dtype for t in engine.model.state_dict().values()} == {torch.float32, torch.int64}
 
 
 def test_the_configs_settings_of_an_optimizer_win_over_those_saved():

@@ -121,17 +121,21 @@ def tensors(tree, path=""):
     return {name: leaf for key, one in items for name, leaf in tensors(one, f"{path}.{key}").items()}
 
 
+def state_of(engine):
+    return {"model": engine.model.state_dict(), **engine.state_dict()}
+
+
 @pytest.mark.parametrize("gradient_sum", ["fp64", "fp32"])
 @pytest.mark.parametrize("backend", ["NO", "EAGER"])
 def test_the_weights_are_the_native_engines_to_the_bit(accelerate, monkeypatch, backend, gradient_sum):
     monkeypatch.setenv(DYNAMO, backend)
     native, other = (engine_of(kind, gradient_sum=gradient_sum) for kind in (DDPEngine, AccelerateEngine))
     assert (type(other.forward) is not type(other.model)) == (backend == "EAGER")  # wrapped by torch.compile
-    begun = tensors(native.state_dict())
+    begun = tensors(state_of(native))
     for engine in (native, other):
         train(engine, 4)
-    assert tensors(other.state_dict()) == tensors(native.state_dict()) != begun
-    assert [*other.state_dict()["model"]] == [*build_model("resnet9", 10, 16, {"width": 4}).state_dict()]
+    assert tensors(state_of(other)) == tensors(state_of(native)) != begun
+    assert [*other.model.state_dict()] == [*build_model("resnet9", 10, 16, {"width": 4}).state_dict()]
 
 
 @pytest.mark.parametrize("kind", [DDPEngine, AccelerateEngine])
@@ -161,8 +165,9 @@ def test_either_goes_on_from_the_others_state(accelerate, monkeypatch, kinds, ba
     first, second = map(engine_of, kinds)
     train(first, 2)
     second.load_state_dict(first.state_dict())
+    second.model.load_state_dict(first.model.state_dict())
     train(second, 2, first=2)
-    assert tensors(second.state_dict()) == tensors(straight.state_dict())
+    assert tensors(state_of(second)) == tensors(state_of(straight))
 
 
 def test_the_scale_of_fp16_goes_over_too(accelerate):

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distcnn.checkpoint.file import Checkpoints, _seal
-from distcnn.checkpoint.resume import load_run, load_weights
+from distcnn.checkpoint.file import Checkpoints, open_valid, seal
+from distcnn.checkpoint.state import Checkpoint, Progress
+from distcnn.checkpoint.weights import load_weights
 from distcnn.config.schema import Config, DataConfig, ModelConfig
 from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml
 from distcnn.data.sources.folder import folder
@@ -24,7 +25,6 @@ from distcnn.errors import InputError
 from distcnn.models.simple import SimpleCNN
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.training.build import prepare
-from distcnn.training.run import _described
 
 EXAMPLES = int(os.environ.get("DISTCNN_FUZZ", "60"))
 fuzz = settings(
@@ -83,16 +83,13 @@ def checkpoint(home):
     data = DataConfig(source="synthetic", args={"train": 64, "test": 16}, image_size=16)
     config = Config(data=data, model=ModelConfig(name="simple_cnn"), output_dir=str(home))
     parts = prepare(config, World())
-    state = {"step": 1, "best_accuracy": 0.5, "best_step": 1}
-    saved = {
-        "model": parts.model.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scaler": {},
-        "averages": {},
-        "state": state,
-    }
-    path = Checkpoints(home / "good").save({**_described(config, parts), **saved}, 1, best=False)
-    load_run(path)
+    content = Checkpoint(
+        parts.model.state_dict(), parts.optimizer.state_dict(), scaler={}, averages={}, progress=Progress(1, 0.5, 1),
+        config=to_dict(config), plan=parts.plan, classes=parts.train_data.classes, image_size=16,
+        normalize=parts.normalize,
+    )  # fmt: skip
+    path = Checkpoints(home / "good").save(content.to_dict(), 1, best=False)
+    Checkpoint.load(open_valid(path))
     return path.read_bytes()
 
 
@@ -107,12 +104,12 @@ def test_checkpoints(home, checkpoint, edits, sealed):
             file.truncate(max(2, path.stat().st_size - 34))
             file.seek(0, os.SEEK_END)
             file.write(b"\0\0")
-        _seal(path)
+        seal(path)
 
     def use():
-        saved = load_run(path)
-        load_weights(SimpleCNN(10, 16), saved, path)
-        saved_settings(saved["config"], str(path)).check(1)
+        found = Checkpoint.load(open_valid(path))
+        load_weights(SimpleCNN(10, 16), found.model, path)
+        saved_settings(found.description.config, str(path)).check(1)
 
     assert str(path) in (said(use) or str(path))
 

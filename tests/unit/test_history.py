@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import zipfile
-from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from distcnn.__main__ import main
-from distcnn.checkpoint.resume import make_folder
+from distcnn.checkpoint.state import ModelDescription
 from distcnn.commands import runs
 from distcnn.config.schema import CheckpointConfig, Config
 from distcnn.data.normalize import Normalize
@@ -19,6 +18,7 @@ from distcnn.errors import InputError
 from distcnn.inference.card import card
 from distcnn.report.page import page
 from distcnn.runs import history
+from distcnn.runs.folder import run_folder
 from distcnn.runs.history import read_history
 from distcnn.runs.predictions import Predictions, load_predictions, write_predictions
 from distcnn.runs.records import parse_record
@@ -269,8 +269,8 @@ def test_predictions_are_not_unpacked_to_any_size(tmp_path):
 
 def test_the_model_card_takes_an_evaluation_that_its_log_has_whole(tmp_path):
     trained = SimpleNamespace(
-        path=tmp_path / "run" / "checkpoints" / "best.pt", step=3, config=Config(), recipe={}, image_size=32,
-        classes=("cat", "dog"), normalize=Normalize((0.5,) * 3, (0.5,) * 3),
+        path=tmp_path / "run" / "checkpoints" / "best.pt", config=Config(),
+        description=ModelDescription({}, ("cat", "dog"), 32, Normalize((0.5,) * 3, (0.5,) * 3), step=3, epoch=1),
     )  # fmt: skip
     assert "No evaluation" in card(trained, "run", {}, 0)
     make(tmp_path / "run", [START, EVAL])  # without the top-5 accuracy
@@ -287,5 +287,5 @@ def test_a_damaged_owner_keeps_no_run_from_starting(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / ".owner").write_bytes(b"\xff")
     config = Config(name="x", output_dir=str(tmp_path), checkpoint=CheckpointConfig(resume="auto"))
-    with ExitStack() as held:
-        assert make_folder(config, held) == tmp_path / "x"
+    with run_folder(config) as folder:
+        assert folder == tmp_path / "x"

@@ -36,7 +36,7 @@ def test_each_image_gets_its_row_in_order_and_the_damaged_one_its_name(model, ph
     for row in rows(out):
         probabilities = predictor.probabilities(predictor.decode(row["path"])[None])[0]
         best = probabilities.topk(3)
-        assert row["classes"] == [predictor.trained.classes[i] for i in best.indices]
+        assert row["classes"] == [predictor.trained.description.classes[i] for i in best.indices]
         assert row["probabilities"] == pytest.approx(best.values.tolist(), abs=1e-6)
     err = capsys.readouterr().err
     assert "image 4.5.png: not readable as an image" in err

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from distcnn.checkpoint.file import Checkpoints, load
-from distcnn.checkpoint.writer import Saver, Snapshot, pinned_like
+from distcnn.checkpoint.file import Checkpoints, open_valid
+from distcnn.checkpoint.snapshot import Snapshot, pinned_like
+from distcnn.checkpoint.writer import CheckpointWriter
 
 
 class Slow(Checkpoints):
@@ -27,75 +28,75 @@ class Slow(Checkpoints):
 
 def test_what_is_saved_is_the_moment_of_the_save(tmp_path):
     checkpoints, weight = Slow(tmp_path), torch.ones(3)
-    saver = Saver(checkpoints, report=lambda _: None)
-    saver.save({"w": weight, "deep": [{"w": (weight, 1)}]}, 1, best=True)
+    writer = CheckpointWriter(checkpoints, report=lambda _: None)
+    writer.save({"w": weight, "deep": [{"w": (weight, 1)}]}, 1, best=True)
     weight += 1  # the training goes on, and the file is not written yet
     assert not list(tmp_path.glob("*.pt"))
     checkpoints.go.set()
-    assert saver.wait() == ""
+    assert writer.wait() == ""
     for name in ("step-00000001.pt", "best.pt"):
-        saved = load(tmp_path / name)
+        saved = open_valid(tmp_path / name).load()
         assert torch.equal(saved["w"], torch.ones(3))
         assert torch.equal(saved["deep"][0]["w"][0], torch.ones(3))
 
 
 def test_one_save_is_in_flight_at_most(tmp_path):
     checkpoints = Slow(tmp_path)
-    saver = Saver(checkpoints, report=lambda _: None)
-    saver.save({"step": 1}, 1, best=False)
-    second = threading.Thread(target=saver.save, args=({"step": 2}, 2), kwargs={"best": False})
+    writer = CheckpointWriter(checkpoints, report=lambda _: None)
+    writer.save({"step": 1}, 1, best=False)
+    second = threading.Thread(target=writer.save, args=({"step": 2}, 2), kwargs={"best": False})
     second.start()
     second.join(0.3)
     assert second.is_alive()  # it waits for the first
     checkpoints.go.set()
     second.join()
-    saver.wait()
+    writer.wait()
     assert [path.name for path in checkpoints.all()] == ["step-00000002.pt", "step-00000001.pt"]
 
 
 def test_a_failed_save_is_said_each_time_and_the_next_one_may_succeed(tmp_path):
     events: list[dict[str, object]] = []
     checkpoints = Checkpoints(tmp_path / "folder")
-    saver = Saver(checkpoints, report=events.append)
-    saver.save({"x": 1}, 1, best=False)
-    saver.wait()
+    writer = CheckpointWriter(checkpoints, report=events.append)
+    writer.save({"x": 1}, 1, best=False)
+    writer.wait()
     (tmp_path / "folder").rename(tmp_path / "aside")
     (tmp_path / "folder").write_text("not a folder")
     for step in (2, 3):
-        saver.save({"x": 1}, step, best=False)
-        assert "could not be saved" in saver.wait()
+        writer.save({"x": 1}, step, best=False)
+        assert "could not be saved" in writer.wait()
     assert [(event["event"], event["step"]) for event in events] == [("save_failed", 2), ("save_failed", 3)]
     assert all("the training goes on" in str(event["message"]) for event in events)
     (tmp_path / "folder").unlink()
     (tmp_path / "aside").rename(tmp_path / "folder")
-    saver.save({"x": 1}, 4, best=False)
-    assert saver.wait() == ""
-    assert saver.failed == 2
+    writer.save({"x": 1}, 4, best=False)
+    assert writer.wait() == ""
+    assert writer.failed == 2
     assert [path.name for path in checkpoints.all()] == ["step-00000004.pt", "step-00000001.pt"]
 
 
 @pytest.mark.parametrize(("grace", "said"), [(0, 0), (1e-9, 1), (1000, 0)])
 def test_too_short_a_grace_is_said_once(tmp_path, grace, said):
     events: list[dict[str, object]] = []
-    saver = Saver(Checkpoints(tmp_path), events.append, grace=grace)
+    writer = CheckpointWriter(Checkpoints(tmp_path), events.append, grace=grace)
     for step in (1, 2):
-        saver.save({"x": 1}, step, best=False)
-        saver.wait()
+        writer.save({"x": 1}, step, best=False)
+        writer.wait()
     assert [event["event"] for event in events] == ["short_grace"] * said
 
 
 def test_minutes_are_counted_from_the_last_save(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("distcnn.checkpoint.writer.time.monotonic", lambda: now)
-    saver = Saver(Checkpoints(tmp_path), report=lambda _: None, minutes=2)
+    writer = CheckpointWriter(Checkpoints(tmp_path), report=lambda _: None, minutes=2)
     now += 119
-    assert not saver.due()
+    assert not writer.due()
     now += 1
-    assert saver.due()
-    saver.save({"x": 1}, 1, best=False)
-    assert not saver.due()
-    assert not Saver(None, report=lambda _: None, minutes=2).due()  # the other ranks follow rank 0
-    saver.wait()
+    assert writer.due()
+    writer.save({"x": 1}, 1, best=False)
+    assert not writer.due()
+    assert not CheckpointWriter(None, report=lambda _: None, minutes=2).due()  # the other ranks follow rank 0
+    writer.wait()
 
 
 def test_a_snapshot_shares_nothing():
@@ -214,21 +215,21 @@ def test_on_cuda_the_host_asks_for_the_copies_and_the_device_makes_them_before_t
 
 def test_the_writer_waits_for_the_copies_not_the_training(tmp_path, monkeypatch):
     gpu, checkpoints = Gpu(monkeypatch), Slow(tmp_path)
-    saver = Saver(checkpoints, report=lambda _: None)
-    saver.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
+    writer = CheckpointWriter(checkpoints, report=lambda _: None)
+    writer.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
     checkpoints.go.set()
-    assert saver.wait() == ""
+    assert writer.wait() == ""
     assert gpu.thread == "distcnn-saver"
     monkeypatch.undo()
-    assert torch.equal(load(tmp_path / "step-00000001.pt")["w"], torch.ones(3))
+    assert torch.equal(open_valid(tmp_path / "step-00000001.pt").load()["w"], torch.ones(3))
 
 
 def test_a_device_that_fails_in_a_copy_is_a_failed_save(tmp_path, monkeypatch):
     gpu = Gpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: (_ for _ in ()).throw(RuntimeError("CUDA error: lost")))
-    saver = Saver(Checkpoints(tmp_path), report=lambda _: None)
-    saver.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
-    assert "could not be saved (CUDA error: lost)" in saver.wait()
+    writer = CheckpointWriter(Checkpoints(tmp_path), report=lambda _: None)
+    writer.save({"w": gpu.tensor(torch.ones(3))}, 1, best=False)
+    assert "could not be saved (CUDA error: lost)" in writer.wait()
     assert list(tmp_path.glob("*.pt")) == []
 
 
@@ -263,7 +264,7 @@ def test_pinned_copies_lie_in_one_piece_and_share_nothing(tmp_path, monkeypatch)
     Checkpoints(tmp_path / "plain").save({"tensors": [own.clone() for own in LAID_OUT]}, 1, best=False)
     written, plainly = (tmp_path / name / "step-00000001.pt" for name in ("copies", "plain"))
     assert written.read_bytes() == plainly.read_bytes()
-    loaded = load(written)["tensors"]
+    loaded = open_valid(written).load()["tensors"]
     assert len({tensor.untyped_storage().data_ptr() for tensor in loaded if len(tensor.shape) and len(tensor)}) == 5
     loaded[0].zero_()
     assert all(torch.equal(one, own) for one, own in zip(loaded[1:], LAID_OUT[1:], strict=True))

@@ -54,7 +54,8 @@ class Deployed(nn.Module):
 
 def deployed(trained: Trained) -> tuple[nn.Module, Tensor]:
     """Return the network to be written, in eval mode, and a batch of two black images to trace it with."""
-    return Deployed(trained).eval(), torch.zeros(2, trained.image_size, trained.image_size, 3, dtype=torch.uint8)
+    size = trained.description.image_size
+    return Deployed(trained).eval(), torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
 def chosen_formats(names: Iterable[str]) -> list[type[Format]]:

@@ -1,9 +1,9 @@
 """safetensors: the weights, and in the metadata what `distcnn.load_model` needs to use them."""
 
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
-from distcnn.checkpoint.resume import save_weights
+from distcnn.checkpoint.weights import save_safetensors
 from distcnn.config.settings import to_dict
 from distcnn.inference.export.base import Exported, Format
 from distcnn.inference.model import Trained, load_model
@@ -18,10 +18,8 @@ class Safetensors(Format):
     @staticmethod
     def write(trained: Trained, path: Path) -> None:
         """Write weights and description."""
-        save_weights(path, trained.model, {
-            "config": to_dict(trained.config), "classes": list(trained.classes), "image_size": trained.image_size,
-            "normalize": asdict(trained.normalize), "step": trained.step, "epoch": trained.epoch,
-        })  # fmt: skip
+        description = replace(trained.description, config=to_dict(trained.config))
+        save_safetensors(path, trained.model.state_dict(), description)
 
     @staticmethod
     def load(path: Path) -> Exported:

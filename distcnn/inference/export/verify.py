@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distcnn.checkpoint.weights import is_safetensors
 from distcnn.data.sources import load as sources
 from distcnn.errors import DistcnnError, InputError
 from distcnn.inference.export.base import Exported
 from distcnn.inference.images import find_images
-from distcnn.inference.model import Trained, is_safetensors
+from distcnn.inference.model import Trained
 from distcnn.inference.predictor import Predictor
 
 TOLERANCE = 1e-4  # between two probabilities
