@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distcnn.errors import DistcnnError, InputError
     from distcnn.inference.model import Trained, load_model
     from distcnn.inference.predictor import Prediction, Predictor
-    from distcnn.training.run import Result
+    from distcnn.training.train import Result
 
 __all__ = [
     "Config",
@@ -44,7 +44,7 @@ __all__ = [
 _HOMES = {
     "train": "api", "evaluate": "api", "Config": "config.schema", "InputError": "errors", "DistcnnError": "errors",
     "Prediction": "inference.predictor", "Predictor": "inference.predictor",
-    "Result": "training.run", "Trained": "inference.model", "load_model": "inference.model",
+    "Result": "training.train", "Trained": "inference.model", "load_model": "inference.model",
 }  # fmt: skip
 
 

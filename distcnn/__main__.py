@@ -152,7 +152,7 @@ def _train(rest: list[str]) -> int:
         if quiet:
             settings.update({"tracking.console": False})
         from distcnn.training.build import checked
-        from distcnn.training.run import train
+        from distcnn.training.train import train
 
         train(checked(settings, world), world, stop)
     return EXIT_OK

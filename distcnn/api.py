@@ -9,11 +9,12 @@ from distcnn.config.schema import Config
 from distcnn.config.settings import Settings, saved_settings, to_dict
 from distcnn.distributed.world import world_from
 from distcnn.inference.evaluate import evaluate_checkpoint
-from distcnn.training import run
 from distcnn.training.build import checked
+from distcnn.training.train import Result
+from distcnn.training.train import train as train_config
 
 
-def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> run.Result:
+def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> Result:
     """Train, in this process's place among those of its launcher; on every rank alike.
 
     `config` is a YAML file, a Config, or a mapping as nested as the file, or of dotted keys such as
@@ -26,7 +27,7 @@ def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[st
     else:
         settings = saved_settings(to_dict(config) if isinstance(config, Config) else config, "config")
     world = world_from(os.environ)
-    return run.train(checked(settings.update(overrides or {}), world), world)
+    return train_config(checked(settings.update(overrides or {}), world), world)
 
 
 def evaluate(model: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from torch import nn
 from distcnn.bench.layout import layout_audit
 from distcnn.bench.measure import Steps
 from distcnn.config.settings import Settings
-from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.world import World
-from distcnn.training.build import prepare
+from distcnn.training.run import Run
 
 CPU = torch.device("cpu")
 
@@ -35,7 +34,7 @@ def steps_of(*arguments, model=f"{__name__}:TwoConvs"):
     fixed = ["--data.source", "synthetic", "--data.image_size", "16", "--data.args.train", "100"]
     fixed += ["--train.batch_size", "24", "--train.micro_batch", "8", "--train.drop_last", "true"]
     config = Settings().read_arguments([*fixed, "--model.name", model, "--train.threads", "1", *arguments]).check(1)
-    return Steps(config, World(), prepare(config, World()), StopRequest())
+    return Steps(Run(config, World()))
 
 
 def audited(model, precision="fp32", size=32):

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import distcnn
 from distcnn.config.schema import DataConfig
 from distcnn.data.sources import load as sources
-from distcnn.training.run import Result
+from distcnn.training.train import Result
 from tests.records import metrics
 
 CLASSES, SIDE, TRAIN, TEST = 5, 8, 22, 9

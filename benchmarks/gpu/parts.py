@@ -15,12 +15,12 @@ import torch.distributed.nn.functional  # before there is a group: its functions
 
 import distcnn.training.loop as loop
 from benchmarks.gpu.timing import block_s, in_turn, milliseconds, spread
+from distcnn.bench.measure import FixedRate
 from distcnn.config.settings import Settings as Parsed
 from distcnn.distributed.world import World
 from distcnn.errors import first_line
-from distcnn.training.batchnorm import RunningStatistics
-from distcnn.training.build import make_engine, make_loader, prepare
-from tests.gpu.correct_bits import Unwatched, steps_of
+from distcnn.training.run import Run
+from tests.gpu.correct_bits import steps_of
 from tests.gpu.suite import ROOT, Place, expect
 from tests.gpu.suites import SPEED
 from tests.gpu.trainings import alone_in_a_group
@@ -36,8 +36,8 @@ class Captured:
     """
 
     def __init__(self, place: Place, settings: Settings, rate: float):
-        self.steps = steps_of(settings)
-        self.batches, self.rate = self.steps.batches(), rate
+        self.steps = steps_of(settings, rate)
+        self.batches = self.steps.batches()
         self.graph: Any = None
         self.loss: Any = None
         if not place.cuda:
@@ -54,8 +54,7 @@ class Captured:
 
     def eager(self) -> torch.Tensor:
         """As a run makes it."""
-        steps = self.steps
-        return loop.train_step(steps.engine, iter(self.batches), steps.running, self.rate, 0.1, Unwatched())
+        return loop.train_step(self.steps.run, iter(self.batches))
 
     def replay(self) -> torch.Tensor:
         """The captured step."""
@@ -80,9 +79,9 @@ def seeds_untouched() -> Iterator[None]:
 def compiled(settings: Settings) -> Callable[[], torch.Tensor]:
     """A step whose network is compiled with all that the compiler can try, graphs left out."""
     steps = steps_of(settings)
-    steps.engine.computed.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
+    steps.run.engine.compute_model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
     batches = steps.batches()
-    return lambda: loop.train_step(steps.engine, iter(batches), steps.running, 0.0, 0.1, Unwatched())
+    return lambda: loop.train_step(steps.run, iter(batches))
 
 
 def faster(seconds: dict[str, list[float]], way: str) -> str:
@@ -184,14 +183,14 @@ def fake_world(size: int) -> Iterator[World]:
 def step_of_a_rank(settings: Settings, world: World) -> Any:
     """A function that makes one step of rank 0, inside the group."""
     chosen = Parsed().read_arguments(words(settings)).check(world.size)
-    parts = prepare(chosen, world)
-    engine, loader = make_engine(chosen, world, parts), make_loader(chosen, world, parts)
-    running = RunningStatistics(engine.computed, parts.plan.accumulation * parts.plan.world_size)
-    engine.computed.train()
-    batches = [batch for batch, _ in zip(loader.epoch(0), range(parts.plan.accumulation), strict=False)]
+    run = Run(chosen, world)
+    run.schedule = FixedRate(0.0)
+    run.build()
+    run.engine.compute_model.train()
+    batches = [batch for batch, _ in zip(run.loader.epoch(0), range(run.plan.accumulation), strict=False)]
 
     def step() -> None:
-        loop.train_step(engine, iter(batches), running, 0.0, 0.1, Unwatched())
+        loop.train_step(run, iter(batches))
 
     return step
 

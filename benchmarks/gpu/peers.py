@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.gpu.timing import block_s, spread
 from distcnn.models.build import build_model
-from distcnn.training.loop import train_step
-from tests.gpu.correct_bits import Unwatched, steps_of
+from tests.gpu.correct_bits import steps_of
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import SPEED
 from tests.gpu.work import base
@@ -127,15 +126,11 @@ def fabric(place: Place, name: str, batches: Iterator[tuple[Tensor, Tensor]]) ->
     return step
 
 
-def ours(place: Place, name: str, batch: int) -> Callable[[], None]:
+def ours(place: Place, name: str, batch: int) -> Callable[[], object]:
     """distcnn's."""
-    steps = steps_of(base(place, model__name=name, train__precision="bf16", train__batch_size=batch, train__micro_batch=batch,
-                          data__args__train=place.of(20_480, 200)))  # fmt: skip
-
-    def step() -> None:
-        train_step(steps.engine, steps.stream, steps.running, 0.001, 0.0, Unwatched())
-
-    return step
+    settings = base(place, model__name=name, train__precision="bf16", train__batch_size=batch, train__micro_batch=batch,
+                    data__args__train=place.of(20_480, 200))  # fmt: skip
+    return steps_of(settings, 0.001).step
 
 
 @SPEED.check(

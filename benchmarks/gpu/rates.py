@@ -16,9 +16,8 @@ from benchmarks.gpu.timing import spread
 from distcnn.config.settings import Settings as Parsed
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
-from distcnn.training.build import make_loader, prepare
-from distcnn.training.loop import train_step
-from tests.gpu.correct_bits import Unwatched, steps_of
+from distcnn.training.run import Run
+from tests.gpu.correct_bits import steps_of
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import SPEED
 from tests.gpu.work import Settings, base, command, good, words
@@ -121,11 +120,7 @@ def s1(place: Place) -> str:
             known[f"{name}, fp32 sums"] = known[name] | {"train.gradient_sum": "fp32"}
     for name, settings in known.items():
         steps = steps_of(settings)
-
-        def step(steps: Any = steps) -> None:
-            train_step(steps.engine, steps.stream, steps.running, 0.0, 0.1, Unwatched())
-
-        found[name] = seen(place, step)
+        found[name] = seen(place, steps.step)
         steps.close()
         place.note(**{name: found[name]})
     for name, settings in of_eight(place).items():
@@ -226,7 +221,9 @@ def s8(place: Place) -> str:
                         train__batch_size=batch, train__micro_batch=batch, model__name="resnet9",
                         model__args={"width": 4}, **({"data__augment": ops} if ops else {}))  # fmt: skip
         chosen = Parsed().read_arguments(words(settings)).check(1)
-        loader = make_loader(chosen, World(), prepare(chosen, World()))
+        run = Run(chosen, World())
+        run.build()
+        loader = run.loader
         rates = []
         for epoch in range(place.of(3, 2)):
             begun = time.perf_counter()

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,21 +20,20 @@ from typing_extensions import Self
 
 from distcnn.bench.layout import layout_audit
 from distcnn.bench.timing import Mark, mark, seconds_between, wait
-from distcnn.config.schema import Config
+from distcnn.checkpoint.state import Progress
 from distcnn.data.loaders.batch import Batch
 from distcnn.distributed.collectives import stack_ranks, sum_ranks
-from distcnn.distributed.signals import StopRequest
-from distcnn.distributed.world import World
+from distcnn.distributed.watch import Watch
 from distcnn.optim.optimizers import make_optimizer
-from distcnn.training.batchnorm import RunningStatistics
-from distcnn.training.build import Parts, make_engine, make_loader
+from distcnn.optim.schedules import Schedule
 from distcnn.training.loop import train_step
+from distcnn.training.run import Run
 
 PHASES = ("data", "forward", "backward", "gradient sync", "statistics", "optimizer", "agreement")
 _BLOCK = 5  # counted steps between two changes from the loader to the fixed batch and back
 
 
-class Stopwatch:
+class Stopwatch(Watch):
     """Takes the time of each phase of a step, in the place of the Watchdog; nothing waits for the device meanwhile.
 
     On CUDA the marks are events on the current stream, so that a phase is the time from its first kernel to the next
@@ -42,9 +41,13 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
+        super().__init__(device)
         self.marks: list[tuple[str, Mark]] = []
-        wait(device)
+
+    def start(self) -> None:
+        """Forget all phases; the device is idle."""
+        self.marks.clear()
+        wait(self.device)
 
     def enter(self, phase: str) -> None:
         """Something else begins."""
@@ -62,44 +65,60 @@ class Stopwatch:
         return torch.tensor(rows, dtype=torch.float64)
 
 
+class FixedRate(Schedule):
+    """One learning rate at every step."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def lr_at(self, step: int) -> float:  # noqa: ARG002
+        """Return it."""
+        return self.rate
+
+
 class Steps:
-    """The steps of a run without an end, as `fit` makes them; but the learning rate is 0.
+    """The steps of a Run without an end, as `fit` makes them; but the learning rate is 0.
 
     So the weights stay as they were initialised (Muon's fixed norm aside), and what is timed neither drifts nor
     diverges; the optimizer does the same work. The config has to drop each epoch's last, smaller batch: all steps are
     of one size.
     """
 
-    def __init__(self, config: Config, world: World, parts: Parts, stop: StopRequest):
-        self.engine, self.loader = make_engine(config, world, parts), make_loader(config, world, parts)
-        self.plan, self.stop, self.label_smoothing = parts.plan, stop, config.train.label_smoothing
-        self.running = RunningStatistics(self.engine.computed, self.plan.accumulation * self.plan.world_size)
-        self.engine.computed.train()
+    def __init__(self, run: Run):
+        self.run = run
+        run.watch = self.watch = Stopwatch(run.device)
+        run.schedule = FixedRate(0.0)
+        run.build()
+        run.engine.compute_model.train()
         self.stream = self._endless()
 
     def _endless(self) -> Iterator[Batch]:
         for epoch in itertools.count():
-            yield from self.loader.epoch(epoch)
+            yield from self.run.loader.epoch(epoch)
 
     def batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
-        return list(itertools.islice(self.stream, self.plan.accumulation))
+        return list(itertools.islice(self.stream, self.run.plan.accumulation))
 
-    def run(self, steps: int, batches: Iterable[Batch] | None = None) -> Tensor:
+    def step(self) -> Tensor:
+        """One on the loader's batches; see `train_step`."""
+        return train_step(self.run, self.stream)
+
+    def seconds(self, steps: int, batches: Iterable[Batch] | None = None) -> Tensor:
         """Seconds of each step and phase, [steps, phases] float64, mean over the ranks; of `batches`, repeated, or
         of the loader's.
         """
         stream = self.stream if batches is None else itertools.cycle(batches)
-        watch = Stopwatch(self.engine.device)
+        self.watch.start()
         for _ in range(steps):
-            train_step(self.engine, stream, self.running, 0.0, self.label_smoothing, watch)
-            watch.enter("agreement")
-            self.stop.agreed()
-        return stack_ranks(watch.seconds().to(self.engine.device)).mean(dim=0).cpu()
+            train_step(self.run, stream)
+            self.watch.enter("agreement")
+            self.run.stop.agreed()
+        return stack_ranks(self.watch.seconds().to(self.run.device)).mean(dim=0).cpu()
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self.running.close()
+        self.run.statistics.close()
 
 
 @dataclass(frozen=True)
@@ -131,11 +150,11 @@ def alternate(steps: Steps, fixed: list[Batch], count: int, warmup: int) -> tupl
     caches as the other left them, is not counted.
     """
     loaded, repeated, nearness = [], [], []
-    steps.run(warmup)
+    steps.seconds(warmup)
     for begin in range(0, count, _BLOCK):
         size = min(_BLOCK, count - begin)
-        loaded.append(steps.run(size + 1)[1:])
-        repeated.append(steps.run(size + 1, fixed)[1:])
+        loaded.append(steps.seconds(size + 1)[1:])
+        repeated.append(steps.seconds(size + 1, fixed)[1:])
         nearness.append(float(repeated[-1].sum(dim=1).median() / loaded[-1].sum(dim=1).median()))
     return torch.cat(loaded), torch.cat(repeated), statistics.median(nearness)
 
@@ -149,16 +168,16 @@ def count_flops(steps: Steps, fixed: list[Batch]) -> int:
     with (
         torch.compiler.set_stance("force_eager"),
         FlopCounterMode(display=False) as counter,
-        steps.engine.optimizer.register_step_pre_hook(lambda *_: marks.append(counter.get_total_flops())),
+        steps.run.optimizer.register_step_pre_hook(lambda *_: marks.append(counter.get_total_flops())),
     ):
-        steps.run(1, fixed)
-    return marks[0] * steps.plan.world_size
+        steps.seconds(1, fixed)
+    return marks[0] * steps.run.world.size
 
 
 def lost_layouts(steps: Steps, fixed: list[Batch]) -> list[str]:
     """Where the channels_last layout is lost in a step; see layout_audit."""
-    with torch.compiler.set_stance("force_eager"), layout_audit(steps.engine.computed) as lost:
-        steps.run(1, fixed)
+    with torch.compiler.set_stance("force_eager"), layout_audit(steps.run.engine.compute_model) as lost:
+        steps.seconds(1, fixed)
     return lost
 
 
@@ -203,24 +222,28 @@ def micro_batch_sizes(share: int, least: int = 16) -> list[int]:
     return sizes[::-1]
 
 
-def try_micro_batches(
-    config: Config, world: World, parts: Parts, stop: StopRequest, rounds: int = 5
-) -> dict[int, Spread]:
+def try_micro_batches(run: Run, rounds: int = 5) -> dict[int, Spread]:
     """Images a second for each size of micro-batch, in `rounds` turns through all of them, two steps each.
 
     Each turn trains a copy of the model with everything built anew, so that none inherits another's state or memory.
     """
-    plan = parts.plan
+    plan = run.plan
     share = plan.batch_size // plan.world_size
     sizes = sorted({*micro_batch_sizes(share), plan.micro_batch})
     seconds: dict[int, list[Tensor]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
-            model = deepcopy(parts.model)
-            tried = replace(
-                parts, model=model, optimizer=make_optimizer(model, config.optim, plan.lr),
-                plan=replace(plan, micro_batch=size, accumulation=share // size),
-            )  # fmt: skip
-            with closing(Steps(config, world, tried, stop)) as steps:
-                seconds[size].append(steps.run(3)[1:])
+            with closing(Steps(_by_micro_batches(run, size))) as steps:
+                seconds[size].append(steps.seconds(3)[1:])
     return {size: rates(torch.cat(seconds[size]), plan.batch_size) for size in sizes}
+
+
+def _by_micro_batches(run: Run, size: int) -> Run:
+    """The same run with micro-batches of another size, a model and an optimizer of its own; nothing else is built."""
+    share = run.plan.batch_size // run.plan.world_size
+    tried = copy(run)
+    tried.plan = replace(run.plan, micro_batch=size, accumulation=share // size)
+    tried.model = deepcopy(run.model)
+    tried.optimizer = make_optimizer(tried.model, run.config.optim, run.plan.lr)
+    tried.progress = Progress()
+    return tried

@@ -69,39 +69,29 @@ def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_
 
     from distcnn.bench import measure as measured
     from distcnn.config.schema import CheckpointConfig
-    from distcnn.distributed.device import backend_of
-    from distcnn.distributed.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
-    from distcnn.distributed.rendezvous import process_group
-    from distcnn.distributed.signals import StopRequest
-    from distcnn.training.build import check_alike, engine_of, prepare, training_cures
+    from distcnn.training.build import engine_of
+    from distcnn.training.run import Run
 
     # From the start, and each step of the same size.
     config = replace(config, checkpoint=CheckpointConfig(), train=replace(config.train, drop_last=True))
-    parts = prepare(config, world)
-    device, plan, precision = parts.device, parts.plan, config.train.precision
+    trained = Run(config, world)  # its StopRequest hears no signal: its exchange between the ranks is a part of a step
+    device, plan, precision = trained.device, trained.plan, config.train.precision
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if precision == "fp16":
         dtypes["fp16"] = torch.float16
-    backend = backend_of(config, device)
-    with (
-        process_group(world, device=device, backend=backend, timeout_s=config.train.timeout) as store,
-        first_out_of_memory_of_all_ranks(store),
-        explain_out_of_memory(device, lambda: training_cures(config, parts)),
-    ):
-        check_alike(config, world, plan)
-        stop = StopRequest()  # hears no signal: it is there for the ranks' exchange, which is a part of a step
-        stop.begin(config.train.timeout)
-        tried = measured.try_micro_batches(config, world, parts, stop) if micro_batches else {}
+    with trained.connected():
+        trained.stop.begin(config.train.timeout)
+        tried = measured.try_micro_batches(trained) if micro_batches else {}
         peaks = [{kind: measured.gemm_peak(device, dtype) for kind, dtype in dtypes.items()}]
-        trained = measured.Steps(config, world, parts, stop)
-        fixed = trained.batches()
+        made = measured.Steps(trained)
+        fixed = made.batches()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        loaded, repeated, nearness = measured.alternate(trained, fixed, steps, warmup)
+        loaded, repeated, nearness = measured.alternate(made, fixed, steps, warmup)
         memory = measured.peak_memory(device)
         peaks.append({kind: measured.gemm_peak(device, dtype) for kind, dtype in dtypes.items()})
-        flops = measured.count_flops(trained, fixed)
-        lost = measured.lost_layouts(trained, fixed) if config.model.channels_last else None
+        flops = measured.count_flops(made, fixed)
+        lost = measured.lost_layouts(made, fixed) if config.model.channels_last else None
     peak = {kind: max(once[kind] for once in peaks) for kind in dtypes}
     phases = loaded.median(dim=0).values
     rate = measured.rates(loaded, plan.batch_size)

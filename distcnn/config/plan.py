@@ -33,6 +33,20 @@ class Plan:
         """Length in epochs."""
         return self.steps / self.steps_per_epoch
 
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of a whole global batch, over all ranks."""
+        return self.accumulation * self.world_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1 on, that optimizer step number `step`, from 1 on, belongs to."""
+        return -(-step // self.steps_per_epoch)
+
+    def images_of(self, step: int) -> int:
+        """The images of optimizer step number `step`, from 1 on: fewer than a batch in an epoch's last one."""
+        done = (step - 1) % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.train_images - done)
+
 
 def make_plan(
     config: Config,

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -26,10 +26,10 @@ from distcnn.distributed.device_clock import DeviceClock, DevicePlace
 from distcnn.distributed.device_wait import wait_for_device
 from distcnn.distributed.patience import patiently
 from distcnn.distributed.peers import STILL_S, Identity, Peers
+from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
 from distcnn.errors import DistcnnError, StoppedError, first_line
 
-T = TypeVar("T")
 _FRAMES = 16  # of a stack, the innermost
 _WAITS = ("gradient sync", "agreement")  # phases in which a rank stands still for the others
 _LAST_WORDS_S = 60.0  # a checkpoint that is being written may take to be whole, or the main thread to end by itself
@@ -73,7 +73,7 @@ class Beat:
         return self.step, self.moves
 
 
-class Watchdog:
+class Watchdog(Watch):
     """Ends this rank when its main thread has not moved for most of `train.timeout`, and says which rank is to blame.
 
     Two threads: one exchanges beats with the others, over a connection of its own that may block (the store is served
@@ -103,7 +103,7 @@ class Watchdog:
         NCCL's traces are written into the run's `folder`.
         """
         self.world, self.store, self.end, self.folder, self.log = world, store, end, folder, log
-        self.device = device or torch.device("cpu")
+        super().__init__(device or torch.device("cpu"))
         cuda = self.device.type == "cuda"
         self.clock = DeviceClock(self.device) if cuda and store is not None else None
         self.peers = Peers(world, store, self._stood, lifeline=cuda) if store is not None else None
@@ -114,8 +114,6 @@ class Watchdog:
         self.pause_s = min(5.0, timeout_s / 20)
         self.phase, self.step, self.moves = "start", 0, 0
         self.moved = time.monotonic()
-        self.waited_s = 0.0  # the main thread has stood still for the others; on CUDA the host's view of it
-        self.data_s = 0.0  # it has made, or waited for, batches
         self.others = set(range(world.size if world.rank < _SPEAKERS else min(_SPEAKERS, world.size)))
         self.seen: dict[int, tuple[Beat, float]] = {}  # by rank: the newest beat, and when it came
         self.watched = threading.get_ident()
@@ -134,12 +132,6 @@ class Watchdog:
         self.moved = now
         if self.clock is not None:
             self.clock.enter(phase)
-
-    def each(self, items: Iterable[T], phase: str) -> Iterator[T]:
-        """Enter the phase anew for each of the items."""
-        for item in items:
-            self.enter(phase)
-            yield item
 
     def steps_done(self, step: int) -> None:
         """The main thread has done so many steps."""

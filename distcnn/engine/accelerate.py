@@ -115,7 +115,7 @@ class AccelerateEngine(Engine):
             )
         count = self.accelerator.num_processes
         assert count == world, f"Accelerate counts {count} processes, the process group {world}"
-        forward: nn.Module = self.accelerator.prepare_model(self.computed)
+        forward: nn.Module = self.accelerator.prepare_model(self.compute_model)
         self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
         if (ddp := distributed_part(forward)) is not None:
             setattr(ddp, buffers_option(), False)  # its keyword has two names, of which Accelerate knows one
@@ -131,7 +131,7 @@ class AccelerateEngine(Engine):
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
-    def carry_back(self, loss: Tensor) -> None:
+    def scaled_backward(self, loss: Tensor) -> None:
         """Accelerate scales the loss."""
         self.accelerator.backward(loss)
 

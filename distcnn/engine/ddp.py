@@ -18,10 +18,10 @@ class DDPEngine(Engine):
     def wrap(self) -> nn.Module:
         """In DistributedDataParallel where a process group stands."""
         if not dist.is_initialized():
-            return self.computed
+            return self.compute_model
         options: dict[str, Any] = {buffers_option(): False}
         return DistributedDataParallel(
-            self.computed,
+            self.compute_model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **options,

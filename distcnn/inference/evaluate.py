@@ -10,6 +10,7 @@ from distcnn.data.sources.load import with_classes
 from distcnn.distributed.device import backend_of
 from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory, first_out_of_memory_of_all_ranks
 from distcnn.distributed.rendezvous import process_group
+from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
 from distcnn.errors import InputError
 from distcnn.inference.model import load_model
@@ -35,5 +36,5 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     ):
         # Nothing is kept on the device: it is one pass.
         test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
-        result = evaluate_on(trained.model, test, config)
+        result = evaluate_on(trained.model, test, config, Watch(trained.device))
     return {"kind": "eval", "split": result.split, "step": described.step, "epoch": described.epoch, **result.record()}

@@ -16,7 +16,7 @@ from distcnn.distributed.collectives import gather_objects
 from distcnn.distributed.cores import cores
 from distcnn.distributed.memory import explain_out_of_memory, prediction_cures
 from distcnn.distributed.world import World
-from distcnn.engine.base import autocast
+from distcnn.engine.master_weights import autocast
 from distcnn.inference.model import Trained, load_model
 from distcnn.training.views import averaged_logits
 

@@ -46,7 +46,7 @@ class Averages:
             torch._foreach_lerp_(self.ema, self.averaged, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Within, the model holds the EMA's weights, if there are any: to evaluate them, or to export them."""
         self._swap()
         try:

@@ -12,10 +12,7 @@ import torch
 import torch._dynamo.config
 import torch._inductor.config
 from torch import nn
-from torch.optim import Optimizer
 
-from distcnn.checkpoint.resume import find_checkpoint
-from distcnn.checkpoint.state import Checkpoint
 from distcnn.config.plan import Plan, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
@@ -31,17 +28,16 @@ from distcnn.data.sources.image_set import ImageSet
 from distcnn.data.sources.load import check_classes
 from distcnn.distributed import memory
 from distcnn.distributed.collectives import check_same
-from distcnn.distributed.device import common_device_problems, own_device_problems, set_up_device
+from distcnn.distributed.device import common_device_problems, own_device_problems
 from distcnn.distributed.world import World
 from distcnn.engine import accelerate as engine_accelerate
 from distcnn.engine.accelerate import AccelerateEngine
-from distcnn.engine.base import AUTOCAST, Engine
+from distcnn.engine.base import Engine, StepOptions
 from distcnn.engine.ddp import DDPEngine
+from distcnn.engine.master_weights import AUTOCAST
 from distcnn.models import MODELS
 from distcnn.models.build import build_model, check_sizes, forward_flops
 from distcnn.optim import OPTIMIZERS, SCHEDULES
-from distcnn.optim.optimizers import make_optimizer
-from distcnn.optim.schedules import Schedule
 from distcnn.registry import Problem
 from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
@@ -52,20 +48,12 @@ INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `ini
 
 
 @dataclass(frozen=True)
-class Parts:
-    """All that a training is made of, checked and ready, before any rank has met another."""
+class Images:
+    """A run's images, and how they are normalised."""
 
-    device: torch.device
-    train_data: ImageSet
-    test_data: ImageSet
+    train: ImageSet
+    test: ImageSet  # those that are evaluated: of the test split, or held out
     normalize: Normalize
-    pipeline: Pipeline
-    model: nn.Module
-    optimizer: Optimizer
-    plan: Plan
-    schedule: Schedule
-    checkpoint: Checkpoint | None  # to go on from; its weights are in the model already
-    damaged: list[Path]  # newer checkpoints that were passed over
 
 
 def engine_of(config: Config, world: World) -> type[Engine]:
@@ -104,80 +92,83 @@ def checked(settings: Settings, world: World) -> Config:
     )
 
 
-def prepare(config: Config, world: World) -> Parts:
-    """Read the data, build the model, do the arithmetic. No collective: raises InputError on each rank by itself."""
-    device, threads = set_up_device(config, world)
-    train_data, test_data = sources.load(config.data, "train"), sources.load(config.data, "test")
-    check_classes(train_data, test_data)
+def read_images(config: Config, world: World, device: torch.device) -> Images:
+    """Read both splits. Raises InputError where they do not fit together, or where they do not fit on the device."""
+    train, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    check_classes(train, test)
     if config.data.loader == "resident":
-        check_resident(train_data, device, world)
-    image_size = train_data.images.shape[1]
+        check_resident(train, device, world)
+    return Images(train, test, _normalize(config, train))
+
+
+def build_network(config: Config, images: Images) -> nn.Module:
+    """Build the network on the CPU, its weights a function of the seed, and of the images where it asks for them."""
+    size = images.train.images.shape[1]
     torch.manual_seed(config.seed)
-    classes = len(train_data.classes)
-    model = build_model(config.model.name, classes, image_size, config.model.args)
-    normalize = _normalize(config, train_data)
+    model = build_model(config.model.name, len(images.train.classes), size, config.model.args)
     if callable(init := getattr(model, "init_from_images", None)):
         # Evenly: a folder's images are sorted by class.
-        chosen = train_data.images[:: -(-len(train_data) * image_size**2 // INIT_PIXELS)]
-        init(Preprocess(normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
-    plan = make_plan(
+        chosen = images.train.images[:: -(-len(images.train) * size**2 // INIT_PIXELS)]
+        init(Preprocess(images.normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
+    return model
+
+
+def build_plan(config: Config, world: World, images: Images, model: nn.Module, device: torch.device) -> Plan:
+    """Do the arithmetic of the run. Raises InputError."""
+    return make_plan(
         config,
-        train_images=len(train_data),
-        test_images=len(test_data),
+        train_images=len(images.train),
+        test_images=len(images.test),
         world_size=world.size,
         parameters=sum(p.numel() for p in model.parameters()),
-        forward_flops=forward_flops(model, image_size),
+        forward_flops=forward_flops(model, images.train.images.shape[1]),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        threads=threads,
+        threads=torch.get_num_threads(),
     )
-    schedule = Schedule(config, plan)
-    pipeline = build_pipeline(config.data, classes=classes, image_size=image_size, plan=plan)
+
+
+def augmentation(config: Config, plan: Plan, images: Images, model: nn.Module) -> Pipeline:
+    """Build it. Raises InputError where the network cannot take the sizes of images that it makes."""
+    classes = len(images.train.classes)
+    pipeline = build_pipeline(config.data, classes=classes, image_size=images.train.images.shape[1], plan=plan)
     check_sizes(model, config.model.name, classes, pipeline.sizes)
-    checkpoint, damaged = find_checkpoint(config, plan, model)
-    # Accelerate compiles by itself, with the backend of its own configuration.
-    foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
-    alone = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
-    with memory.explain_out_of_memory(device, lambda: [alone]):
-        model = place(model, config, device, compile=config.model.compile and not foreign)
-        optimizer = make_optimizer(model, config.optim, plan.lr)
-    return Parts(
-        device, train_data, test_data, normalize, pipeline, model, optimizer, plan, schedule, checkpoint, damaged,
-    )  # fmt: skip
+    return pipeline
 
 
-def check_alike(config: Config, world: World, plan: Plan, step: int = 0) -> None:
+def check_alike(config: Config, world: World, plan: Plan, step: int) -> None:
     """Raise on all ranks if they have come for different runs; devices and threads may differ."""
     own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
     check_same({key: own[key] for key in own if key not in ("device", "threads")})
 
 
-def make_engine(config: Config, world: World, parts: Parts) -> Engine:
-    """What carries a loss to an update; inside the process group, where there are other ranks."""
-    return engine_of(config, world)(
-        parts.model, parts.optimizer, parts.device, config.train.precision, config.train.clip_norm,
-        gradient_sum=config.train.gradient_sum, micro_batches=parts.plan.accumulation * parts.plan.world_size,
-    )  # fmt: skip
+def step_options(config: Config, plan: Plan) -> StepOptions:
+    """What the engine is told of a step."""
+    train = config.train
+    return StepOptions(train.precision, train.clip_norm, train.gradient_sum, plan.micro_batches_per_step)
 
 
-def make_loader(config: Config, world: World, parts: Parts) -> ResidentLoader | StreamingLoader:
-    """This rank's training batches."""
-    plan, data = parts.plan, config.data
-    preprocess = make_preprocess(config, parts.normalize, parts.device)
-    sampler = MicroBatchSampler(
+def training_sampler(config: Config, world: World, plan: Plan) -> MicroBatchSampler:
+    """Which images this rank takes in each step."""
+    return MicroBatchSampler(
         plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
         world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
     )  # fmt: skip
-    if data.loader == "resident":
-        return ResidentLoader(parts.train_data, sampler, preprocess, parts.pipeline, config.seed)
-    return StreamingLoader(parts.train_data, sampler, preprocess, parts.pipeline, config.seed, data.workers)
 
 
-def training_cures(config: Config, parts: Parts) -> list[str]:
+def training_loader(
+    config: Config, images: Images, sampler: MicroBatchSampler, preprocess: Preprocess, pipeline: Pipeline
+) -> ResidentLoader | StreamingLoader:
+    """This rank's training batches."""
+    if config.data.loader == "resident":
+        return ResidentLoader(images.train, sampler, preprocess, pipeline, config.seed)
+    return StreamingLoader(images.train, sampler, preprocess, pipeline, config.seed, config.data.workers)
+
+
+def memory_fixes(config: Config, plan: Plan, images: Images, device: torch.device) -> list[str]:
     """The settings of this run by which its steps would take less memory."""
-    plan, device = parts.plan, parts.device
     resident = config.data.loader == "resident" and device.type == "cuda"
     return memory.training_cures(
-        plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(parts.train_data) if resident else 0
+        plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(images.train) if resident else 0
     )
 
 
@@ -185,6 +176,13 @@ def make_preprocess(config: Config, normalize: Normalize, device: torch.device) 
     """uint8 images → the network's input, as this run's precision and layout want it."""
     dtype = AUTOCAST[config.train.precision] or torch.float32
     return Preprocess(normalize, device, dtype=dtype, channels_last=config.model.channels_last)
+
+
+def place_model(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
+    """The model on its device, compiled as configured."""
+    # Accelerate compiles by itself, with the backend of its own configuration.
+    foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
+    return place(model, config, device, compile=config.model.compile and not foreign)
 
 
 def place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:

@@ -15,8 +15,8 @@ from distcnn.config.schema import Config
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.distributed.collectives import sum_ranks
 from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory
-from distcnn.distributed.watchdog import Watchdog
-from distcnn.engine.base import autocast
+from distcnn.distributed.watch import Watch
+from distcnn.engine.master_weights import autocast
 from distcnn.training.views import Views, averaged_logits
 
 
@@ -123,13 +123,12 @@ def evaluate(
     )  # fmt: skip
 
 
-def evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watchdog | None = None) -> Evaluation:
+def evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watch) -> Evaluation:
     """Evaluate on a run's test images, or those held out, as its config says; on all ranks alike."""
     data, device = test.data, test.preprocess.device
     whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
     with explain_out_of_memory(device, lambda: evaluation_cures(test.batch_size)):
         return evaluate(
-            model, watch.each(test, "evaluation") if watch else test, whole,
-            lambda: autocast(device, config.train.precision),
-            config.eval.views, watch.wait_for_device if watch else lambda: None,
+            model, watch.each(test, "evaluation"), whole, lambda: autocast(device, config.train.precision),
+            config.eval.views, watch.wait_for_device,
         )  # fmt: skip

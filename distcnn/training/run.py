@@ -1,12 +1,20 @@
-"""Runs what `build` has made: what the command line and the Python API both call."""
+"""A training: what it is made of, and its life from the first rank's arrival to the last record."""
 
 import os
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import Self
 
 from distcnn.checkpoint.file import Checkpoints, step_of
+from distcnn.checkpoint.resume import find_checkpoint
 from distcnn.checkpoint.state import Checkpoint, Progress
 from distcnn.checkpoint.weights import save_safetensors
 from distcnn.checkpoint.writer import CheckpointWriter
@@ -14,187 +22,289 @@ from distcnn.config.plan import Plan
 from distcnn.config.schema import Config, OptimConfig
 from distcnn.config.settings import to_dict, to_yaml
 from distcnn.config.tree import diff
+from distcnn.data.augment.pipeline import Pipeline
 from distcnn.data.loaders.evaluation import EvaluationLoader
+from distcnn.data.loaders.resident import ResidentLoader
+from distcnn.data.loaders.streaming import StreamingLoader
 from distcnn.distributed.collectives import on_main
-from distcnn.distributed.device import backend_of, slow_precision
+from distcnn.distributed.device import backend_of, set_up_device, slow_precision
 from distcnn.distributed.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
 from distcnn.distributed.network import describe_network
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.watch import Watch
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
+from distcnn.engine.base import Engine
 from distcnn.errors import DistcnnError, InputError, OutOfMemoryError, StoppedError
 from distcnn.files import atomic_file
 from distcnn.optim.optimizers import make_optimizer, regrouped
+from distcnn.optim.schedules import Schedule
 from distcnn.report import page as report_page
 from distcnn.runs import environment
 from distcnn.runs.folder import run_folder, run_id
 from distcnn.runs.predictions import select_predictions, write_predictions
-from distcnn.runs.records import event
+from distcnn.runs.records import Record, event
 from distcnn.tracking.backend import TrackedRun
 from distcnn.tracking.base import Trackers
 from distcnn.tracking.open import open_trackers
+from distcnn.training import build
 from distcnn.training.averaging import Averages
-from distcnn.training.build import Parts, check_alike, make_engine, make_loader, prepare, training_cures
+from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation, evaluate_on
-from distcnn.training.loop import fit
 from distcnn.training.summary import summary_fields
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a training leaves behind."""
-
-    folder: Path
-    plan: Plan
-    state: Progress
-    evaluation: Evaluation  # of the final weights
+_ALONE = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
 
 
-def train(config: Config, world: World, stop: StopRequest | None = None) -> Result:
-    """Train as configured; on every rank alike.
+class Run:
+    """One training as configured, on this rank; every rank has one, and all call the same methods in the same order.
 
-    Raises InputError for what the user can mend, StoppedError after a signal that `stop` has noted and all ranks agreed
-    on, DistcnnError for a run that failed.
+    `Run(config, world)` reads the data and builds what needs no other rank; it raises InputError for what the user can
+    mend. `with run:` joins the ranks, makes the run's folder, opens its trackers, goes on from its checkpoint, and at
+    the end writes the weights and tells the trackers how it went: "done", "stopped", or the name of the exception.
+    What only measures steps uses `connected` and `build` instead: then there is no folder, no watchdog, no record.
     """
-    parts, stop = prepare(config, world), stop or StopRequest()
-    plan, model = parts.plan, parts.model
-    enough_memory = partial(explain_out_of_memory, parts.device, lambda: training_cures(config, parts))
-    with (
-        process_group(
-            world, device=parts.device, backend=backend_of(config, parts.device), timeout_s=config.train.timeout
-        ) as store,
-        first_out_of_memory_of_all_ranks(store),
-        enough_memory(),
-        ExitStack() as held,
-    ):
-        step = parts.checkpoint.progress.step if parts.checkpoint else 0
-        check_alike(config, world, plan, step)
-        folder = on_main(lambda: held.enter_context(run_folder(config)), "rank 0 to make the run's folder")
-        config = replace(config, name=folder.name)
-        engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
-        test = EvaluationLoader(parts.test_data, config.eval.batch_size, loader.preprocess, world.rank, world.size)
-        state = Progress()
-        if parts.checkpoint:
+
+    # What is run
+    config: Config
+    world: World
+    device: torch.device
+    plan: Plan
+    images: build.Images
+
+    # What it is made of
+    model: nn.Module  # unwrapped
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine
+    statistics: RunningStatistics  # BatchNorm's
+    averages: Averages  # of the weights
+    pipeline: Pipeline  # the augmentation
+    loader: ResidentLoader | StreamingLoader
+    test_loader: EvaluationLoader
+
+    # How far it is
+    progress: Progress
+    evaluation: Evaluation | None  # the newest
+    resumed: Checkpoint | None  # what it goes on from
+    damaged: list[Path]  # newer checkpoints that were passed over
+
+    # What serves it
+    stop: StopRequest
+    store: Any  # of the process group; None for a single rank
+    watch: Watch
+    folder: Path
+    trackers: Trackers
+    writer: CheckpointWriter
+    _life: AbstractContextManager[None]  # from entering to leaving
+
+    def __init__(self, config: Config, world: World, stop: StopRequest | None = None):
+        self.config, self.world, self.stop = config, world, stop or StopRequest()
+        self.device, _ = set_up_device(config, world)
+        self.images = build.read_images(config, world, self.device)
+        model = build.build_network(config, self.images)
+        self.plan = build.build_plan(config, world, self.images, model, self.device)
+        self.schedule = Schedule(config, self.plan)
+        self.pipeline = build.augmentation(config, self.plan, self.images, model)
+        self.resumed, self.damaged = find_checkpoint(config, self.plan, model)
+        with explain_out_of_memory(self.device, lambda: [_ALONE]):
+            self.model = build.place_model(model, config, world, self.device)
+            self.optimizer = make_optimizer(self.model, config.optim, self.plan.lr)
+        self.progress = self.resumed.progress if self.resumed else Progress()
+        self.evaluation = None
+        self.store, self.watch, self.trackers = None, Watch(self.device), Trackers()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Within, the ranks are one process group. Raises DistcnnError where they have come for different runs."""
+        backend, timeout_s = backend_of(self.config, self.device), self.config.train.timeout
+        group = process_group(self.world, device=self.device, backend=backend, timeout_s=timeout_s)
+        with group as self.store, self.enough_memory():
+            build.check_alike(self.config, self.world, self.plan, self.progress.step)
+            yield
+
+    @contextmanager
+    def enough_memory(self) -> Iterator[None]:
+        """Within, too little memory on any rank is one OutOfMemoryError on all, which says what to change."""
+
+        def fixes() -> list[str]:
+            return build.memory_fixes(self.config, self.plan, self.images, self.device)
+
+        with first_out_of_memory_of_all_ranks(self.store), explain_out_of_memory(self.device, fixes):
+            yield
+
+    def build(self) -> None:
+        """Make the engine, the loaders and the averages, and take back the state of the checkpoint, if there is one."""
+        config, plan = self.config, self.plan
+        engine, options = build.engine_of(config, self.world), build.step_options(config, plan)
+        self.engine = engine(self.model, self.optimizer, self.device, options, self.watch.enter)
+        preprocess = build.make_preprocess(config, self.images.normalize, self.device)
+        sampler = build.training_sampler(config, self.world, plan)
+        self.loader = build.training_loader(config, self.images, sampler, preprocess, self.pipeline)
+        self.test_loader = EvaluationLoader(
+            self.images.test, config.eval.batch_size, preprocess, self.world.rank, self.world.size
+        )
+        self.averages = Averages(self.model, config.train)
+        if self.resumed:
+            self._take_back(self.resumed)
+        self.statistics = RunningStatistics(self.engine.compute_model, plan.micro_batches_per_step)
+
+    def _take_back(self, checkpoint: Checkpoint) -> None:
+        try:
+            before, optimizer = OptimConfig(**checkpoint.config["optim"]), checkpoint.optimizer
+            if before != self.config.optim:  # whose groups may be others
+                optimizer = regrouped(optimizer, make_optimizer(self.model, before, 1.0), self.optimizer)
+            with self.enough_memory():  # its RuntimeError is none of these below
+                self.engine.load_state_dict({"optimizer": optimizer, "scaler": checkpoint.scaler})
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
+        self.averages.load_state_dict(checkpoint.averages)
+
+    def __enter__(self) -> Self:
+        self._life = self._lifetime()
+        self._life.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._life.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _lifetime(self) -> Iterator[None]:
+        with self.connected(), ExitStack() as held:
+            self.folder = on_main(
+                lambda: held.enter_context(run_folder(self.config)), "rank 0 to make the run's folder"
+            )
+            self.config = replace(self.config, name=self.folder.name)
+            self.watch = watchdog = self._watchdog()
+            self.build()
+            self._begin()
             try:
-                before = OptimConfig(**parts.checkpoint.config["optim"])
-                optimizer = parts.checkpoint.optimizer
-                if before != config.optim:  # whose groups may be others
-                    optimizer = regrouped(optimizer, make_optimizer(model, before, 1.0), parts.optimizer)
-                with enough_memory():  # its RuntimeError is none of these below
-                    engine.load_state_dict({"optimizer": optimizer, "scaler": parts.checkpoint.scaler})
-            except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-                raise InputError(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
-            state = parts.checkpoint.progress
-        averages = Averages(model, config.train)
-        if parts.checkpoint:
-            averages.load_state_dict(parts.checkpoint.averages)
-        trackers = Trackers()
-        watch = Watchdog(
-            world, store, config.train.timeout, stop.end, parts.device, folder,
-            log=lambda why: trackers.log(event("failed", state.step, why)),
-        )  # fmt: skip
-        watch.steps_done(state.step)
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep) if world.is_main else None
+                with watchdog, self.enough_memory():  # the log below holds what it says
+                    yield
+            except StoppedError as error:
+                self.log(event("stopped", self.progress.step, str(error)) | {"exit_code": error.exit_code})
+                self.trackers.finish("stopped", {"step": f"{self.progress.step} of {self.plan.steps}"})
+                # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
+                on_main(lambda: None, "rank 0 to write its last records")
+                raise
+            except BaseException as error:
+                lines = f"{type(error).__name__}: {error}".splitlines()
+                said = "; ".join(lines if isinstance(error, OutOfMemoryError) else lines[:1])
+                self.log(event("failed", self.progress.step, said))
+                self.trackers.finish(type(error).__name__, {"step": self.progress.step})
+                raise
+            self._finish()
+
+    def _watchdog(self) -> Watchdog:
+        trackers, progress = self.trackers, self.progress
+
+        def log(why: str) -> None:
+            trackers.log(event("failed", progress.step, why))
+
+        timeout_s = self.config.train.timeout
+        watchdog = Watchdog(self.world, self.store, timeout_s, self.stop.end, self.device, self.folder, log)
+        watchdog.steps_done(progress.step)
+        return watchdog
+
+    def _begin(self) -> None:
+        """Open the trackers, and say what begins."""
+        world, step = self.world, self.progress.step
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep) if world.is_main else None
         told = os.environ.get("DISTCNN_GRACE", "")
         grace = int(told) if told.isdecimal() else 0
-        writer = CheckpointWriter(checkpoints, trackers.log, config.checkpoint.minutes, grace)
+        self.writer = CheckpointWriter(checkpoints, self.trackers.log, self.config.checkpoint.minutes, grace)
+        self.stop.begin(self.config.train.timeout)
+        begins = event("started", step, f"{self.plan.steps} steps")
+        if self.resumed:
+            begins = event("resumed", step, self._what_changed(self.resumed.plan))
+        known = {"launcher": world.launcher, **environment.described(), "plan": asdict(self.plan)}
+        on_main(self._open_files, "rank 0 to open its trackers")
+        self.log(begins | {"environment": known})
+        if advice := slow_precision(self.config, self.device):
+            self.log(event("slow_precision", step, advice))
 
-        def open_files() -> None:
-            """config.yaml and the trackers, where rank 0 has them."""
-            try:
-                with atomic_file(folder / "config.yaml") as file:
-                    file.write_text(to_yaml(config), encoding="utf-8")
-                tracked = TrackedRun(folder, run_id(folder), config, plan, state.step)
-                launcher = f"{world.launcher}, {describe_network(world)}"
-                trackers.trackers += open_trackers(tracked, launcher, partial(_newest_checkpoint, folder))
-            except OSError as error:
-                raise InputError(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
+    def _open_files(self) -> None:
+        """config.yaml and the trackers, where rank 0 has them."""
+        folder = self.folder
 
-        def evaluate_test() -> Evaluation:
-            with averages.in_place():
-                found = evaluate_on(model, test, config, watch)
-            if world.is_main:
-                with suppress(OSError):  # a full disk: it is for the report only
-                    data = parts.test_data
-                    kept = select_predictions(
-                        state.step, data.labels, found.best, found.probabilities, data.images, data.files
-                    )
-                    write_predictions(folder / "predictions.npz", kept)
-            return found
+        def newest_checkpoint() -> str:
+            return next((f"step {step_of(path)}" for path in Checkpoints(folder / "checkpoints").all()), "")
 
-        def checkpoint() -> Checkpoint:
-            data = parts.train_data
-            return Checkpoint(
-                model.state_dict(), **engine.state_dict(), averages=averages.state_dict(), progress=state,
-                config=to_dict(config), plan=plan, classes=data.classes, image_size=data.images.shape[1],
-                normalize=parts.normalize,
-            )  # fmt: skip
-
-        def save(state: Progress, best: bool, wait: bool) -> str:
-            if world.is_main:
-                writer.save(checkpoint().to_dict(), state.step, best=best)
-            return on_main(writer.wait, "rank 0 to write the checkpoint") if wait else ""
-
-        stop.begin(config.train.timeout)
-        name, message = ("resumed", _resumed(parts, state)) if parts.checkpoint else ("started", f"{plan.steps} steps")
-        known = {"launcher": world.launcher, **environment.described(), "plan": asdict(plan)}
-        on_main(open_files, "rank 0 to open its trackers")
-        trackers.log(event(name, state.step, message) | {"environment": known})
-        if advice := slow_precision(config, parts.device):
-            trackers.log(event("slow_precision", state.step, advice))
         try:
-            with watch, first_out_of_memory_of_all_ranks(store), enough_memory():  # the log below holds what it says
-                evaluation = fit(
-                    engine, loader, plan, parts.schedule, state, trackers.log,
-                    evaluate=evaluate_test, save=save, save_due=writer.due, stop=stop, watch=watch,
-                    averages=averages,
-                    label_smoothing=config.train.label_smoothing, log_every=config.tracking.log_every,
-                )  # fmt: skip
-                if evaluation is None:  # the checkpoint was that of the end
-                    evaluation = evaluate_test()
-        except StoppedError as error:
-            trackers.log(event("stopped", state.step, str(error)) | {"exit_code": error.exit_code})
-            trackers.finish("stopped", {"step": f"{state.step} of {plan.steps}"})
-            # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
-            on_main(lambda: None, "rank 0 to write its last records")
-            raise
-        except BaseException as error:
-            lines = f"{type(error).__name__}: {error}".splitlines()
-            said = "; ".join(lines if isinstance(error, OutOfMemoryError) else lines[:1])
-            trackers.log(event("failed", state.step, said))
-            trackers.finish(type(error).__name__, {"step": state.step})
-            raise
+            with atomic_file(folder / "config.yaml") as file:
+                file.write_text(to_yaml(self.config), encoding="utf-8")
+            tracked = TrackedRun(folder, run_id(folder), self.config, self.plan, self.progress.step)
+            launcher = f"{self.world.launcher}, {describe_network(self.world)}"
+            self.trackers.trackers += open_trackers(tracked, launcher, newest_checkpoint)
+        except OSError as error:
+            raise InputError(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
 
-        def write_weights() -> list[str]:
-            """The model, beside its checkpoint; returns what could not be written."""
-            lost = [f"the checkpoint of step {state.step}, which {writer.problem}"] if writer.problem else []
-            try:
-                with averages.in_place():
-                    final = checkpoint()
-                    save_safetensors(folder / "model.safetensors", final.model, final.description)
-            except OSError as error:
-                lost.append(f"model.safetensors ({error})")
-            return lost
+    def _what_changed(self, plan: Plan) -> str:
+        keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
+        before, now = ({key: asdict(one)[key] for key in keys} for one in (plan, self.plan))
+        changed = "".join(f"; {change}" for change in diff(before, now))
+        aside = f"; damaged and left aside: {', '.join(path.name for path in self.damaged)}" if self.damaged else ""
+        return f"at step {self.progress.step} of {self.plan.steps}{changed}{aside}"
 
-        lost = on_main(write_weights, "rank 0 to write the weights")
+    def log(self, record: Record) -> None:
+        """Give a record to the trackers, which are rank 0's."""
+        self.trackers.log(record)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward, in the run's precision."""
+        return self.engine.autocast()
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the weights, or their moving average, on the test images; on all ranks alike."""
+        with self.averages.swapped_in():
+            found = evaluate_on(self.model, self.test_loader, self.config, self.watch)
+        if self.world.is_main:
+            with suppress(OSError):  # a full disk: it is for the report only
+                data, step = self.images.test, self.progress.step
+                kept = select_predictions(step, data.labels, found.best, found.probabilities, data.images, data.files)
+                write_predictions(self.folder / "predictions.npz", kept)
+        self.evaluation = found
+        return found
+
+    def save(self, *, best: bool, wait: bool) -> str:
+        """Begin to write a checkpoint; with `wait`, until it is written: what went wrong, on all ranks alike."""
+        if self.world.is_main:
+            self.writer.save(self.checkpoint().to_dict(), self.progress.step, best=best)
+        return on_main(self.writer.wait, "rank 0 to write the checkpoint") if wait else ""
+
+    def checkpoint(self) -> Checkpoint:
+        """All that it takes to continue the run; its tensors are those that are trained."""
+        data = self.images.train
+        return Checkpoint(
+            self.model.state_dict(), **self.engine.state_dict(), averages=self.averages.state_dict(),
+            progress=self.progress, config=to_dict(self.config), plan=self.plan, classes=data.classes,
+            image_size=data.images.shape[1], normalize=self.images.normalize,
+        )  # fmt: skip
+
+    def _finish(self) -> None:
+        """Write the weights, and end the trackers. Raises DistcnnError for what could not be written."""
+        step, evaluation = self.progress.step, self.evaluation
+        assert evaluation is not None
+        lost = on_main(self._write_weights, "rank 0 to write the weights")
         status, message = ("failed", f"could not write {'; '.join(lost)}") if lost else ("done", "")
-        trackers.log(event(status, state.step, message or f"{evaluation.accuracy:.2%}"))
-        report = {"report": folder / "report.html"} if config.tracking.report and not report_page.missing() else {}
-        lost += trackers.finish(status, summary_fields(evaluation, state, plan, folder) | report)
+        self.log(event(status, step, message or f"{evaluation.accuracy:.2%}"))
+        report = self.config.tracking.report and not report_page.missing()
+        summary = summary_fields(evaluation, self.progress, self.plan, self.folder)
+        lost += self.trackers.finish(status, summary | ({"report": self.folder / "report.html"} if report else {}))
         if lost:
-            raise DistcnnError(f"trained to the end, step {state.step}, but could not write {'; '.join(lost)}")
-        return Result(folder, plan, state, evaluation)
+            raise DistcnnError(f"trained to the end, step {step}, but could not write {'; '.join(lost)}")
 
-
-def _newest_checkpoint(folder: Path) -> str:
-    return next((f"step {step_of(path)}" for path in Checkpoints(folder / "checkpoints").all()), "")
-
-
-def _resumed(parts: Parts, state: Progress) -> str:
-    assert parts.checkpoint is not None
-    keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
-    before, now = ({key: asdict(plan)[key] for key in keys} for plan in (parts.checkpoint.plan, parts.plan))
-    changed = "".join(f"; {change}" for change in diff(before, now))
-    aside = f"; damaged and left aside: {', '.join(path.name for path in parts.damaged)}" if parts.damaged else ""
-    return f"at step {state.step} of {parts.plan.steps}{changed}{aside}"
+    def _write_weights(self) -> list[str]:
+        """The model, beside its checkpoint; returns what could not be written."""
+        step, problem = self.progress.step, self.writer.problem
+        lost = [f"the checkpoint of step {step}, which {problem}"] if problem else []
+        try:
+            with self.averages.swapped_in():
+                final = self.checkpoint()
+                save_safetensors(self.folder / "model.safetensors", final.model, final.description)
+        except OSError as error:
+            lost.append(f"model.safetensors ({error})")
+        return lost

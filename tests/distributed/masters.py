@@ -11,6 +11,7 @@ import torch
 from distcnn.distributed.collectives import stack_ranks
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.world import World, world_from
+from distcnn.engine.base import StepOptions
 from distcnn.engine.ddp import DDPEngine
 from distcnn.models.build import build_model
 
@@ -19,7 +20,7 @@ def masters_agree(world: World) -> bool:
     torch.manual_seed(world.rank)
     model = build_model("simple_cnn", 10, 16)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    engine = DDPEngine(model, optimizer, torch.device("cpu"), "bf16-master", micro_batches=2)
+    engine = DDPEngine(model, optimizer, torch.device("cpu"), StepOptions("bf16-master", micro_batches=2))
     for _ in range(3):
         engine.begin()
         with engine.autocast():

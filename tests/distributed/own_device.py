@@ -8,7 +8,7 @@ import os
 import torch
 
 import distcnn.distributed.device
-import distcnn.training.build
+import distcnn.training.run
 from distcnn.__main__ import program
 
 RANK = os.environ.get("RANK", "0")
@@ -19,5 +19,5 @@ if __name__ == "__main__":
     distcnn.distributed.device.host_has_gpus = lambda: True
     torch.cuda.is_available = lambda: not blind
     torch.cuda.mem_get_info = lambda _: (1024, 80 * 2**30)
-    distcnn.training.build.set_up_device = lambda *_: (device, 1)
+    distcnn.training.run.set_up_device = lambda *_: (device, 1)
     program()

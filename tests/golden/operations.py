@@ -28,11 +28,10 @@ from torch.utils._pytree import tree_leaves
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
 from distcnn.data.loaders.batch import Batch
+from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
-from distcnn.training.averaging import Averages
-from distcnn.training.batchnorm import RunningStatistics
-from distcnn.training.build import Parts, make_engine, make_loader, prepare
 from distcnn.training.loop import train_step
+from distcnn.training.run import Run
 
 TABLE = Path(__file__).parent / "operations.txt"
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,7 +46,7 @@ _NO_KERNEL = _ONLY_MEMORY | {"detach", "_unsafe_view", "lift_fresh", "is_pinned"
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is dispatched while it is active, by the phase that `enter` (a Watch's) has named last."""
+    """Counts what is dispatched while it is active, by the phase that `enter` has named last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,13 +115,22 @@ def pretended(rank: int, size: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def steps(config: Config, world: World, parts: Parts) -> Iterator[Step]:
+class Phases(Watch):
+    """Tells the step's phases to the Operations of the step."""
+
+    operations = Operations()
+
+    def enter(self, phase: str) -> None:
+        """Something else begins."""
+        self.operations.enter(phase)
+
+
+def steps(run: Run) -> Iterator[Step]:
     """The steps of the first epoch as `fit` makes them, each when it is asked for."""
-    engine, loader = make_engine(config, world, parts), make_loader(config, world, parts)
-    running = RunningStatistics(engine.computed, parts.plan.accumulation * world.size)
-    averages = Averages(engine.model, config.train)
-    engine.computed.train()
-    batches, shapes = loader.epoch(0), list[tuple[int, ...]]()
+    run.watch = phases = Phases(run.device)
+    run.build()
+    run.engine.compute_model.train()
+    batches, shapes = run.loader.epoch(0), list[tuple[int, ...]]()
 
     def noted() -> Iterator[Batch]:
         for batch in batches:
@@ -130,21 +138,19 @@ def steps(config: Config, world: World, parts: Parts) -> Iterator[Step]:
             yield batch
 
     stream = noted()
-    for number in range(1, parts.plan.steps_per_epoch + 1):
-        with Operations() as operations:
-            loss = train_step(engine, stream, running, parts.plan.lr, config.train.label_smoothing, operations)
-            averages.after_step(number, last=False)
-        yield Step(operations, list(shapes), loss)
+    for _ in range(run.plan.steps_per_epoch):
+        with Operations() as phases.operations:
+            loss = train_step(run, stream)
+        yield Step(phases.operations, list(shapes), loss)
         shapes.clear()
-    running.close()
+    run.statistics.close()
 
 
 def count(recipe: str, rank: int = 0, size: int = 1) -> list[Step]:
     """All steps of a recipe's first epoch: up to the one that counts and, of ranks, a short one."""
     threads = torch.get_num_threads()
     with pretended(rank, size) as world:
-        config = load(recipe, world)
-        found = list(steps(config, world, prepare(config, world)))
+        found = list(steps(Run(load(recipe, world), world)))
     torch.set_num_threads(threads)
     return found
 

@@ -2,12 +2,11 @@
 
 from itertools import product
 
-from distcnn.bench.measure import Steps
+from distcnn.bench.measure import FixedRate, Steps
 from distcnn.config.settings import Settings as Parsed
-from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
-from distcnn.training.build import prepare
-from distcnn.training.loop import train_step
+from distcnn.training.run import Run
 from tests.gpu.suite import Place, expect
 from tests.gpu.suites import CORRECT
 from tests.gpu.work import (
@@ -26,31 +25,22 @@ from tests.gpu.work import (
 from tests.ranks import start
 
 
-class Unwatched:
-    """In the place of the watchdog."""
-
-    def enter(self, phase: str) -> None:
-        """Nobody is told."""
-
-
-def steps_of(settings: Settings) -> Steps:
-    """The training steps of a run, in this process."""
+def steps_of(settings: Settings, rate: float = 0.0) -> Steps:
+    """The training steps of a run, in this process; nobody takes their time."""
     chosen = Parsed().read_arguments(words(settings | {"train.drop_last": True})).check(1)
-    return Steps(chosen, World(), prepare(chosen, World()), StopRequest())
+    steps = Steps(Run(chosen, World()))
+    steps.run.watch, steps.run.schedule = Watch(steps.run.device), FixedRate(rate)
+    return steps
 
 
 def synced(place: Place, settings: Settings) -> str:
     """What made the host wait in three steps after the first; nothing, as it should be."""
-    steps = steps_of(settings)
-
-    def step() -> None:
-        train_step(steps.engine, steps.stream, steps.running, 0.01, 0.1, Unwatched())
-
-    step()  # makes the epoch's order on the host, and the optimizer's state
+    steps = steps_of(settings, 0.01)
+    steps.step()  # makes the epoch's order on the host, and the optimizer's state
     try:
         with no_host_sync(place):
             for _ in range(3):
-                step()
+                steps.step()
     except Exception as error:
         return str(error).strip().splitlines()[0]
     finally:

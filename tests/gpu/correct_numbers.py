@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from distcnn.config.schema import OptimConfig
+from distcnn.engine.base import StepOptions
 from distcnn.engine.ddp import DDPEngine
 from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
@@ -95,7 +96,7 @@ def t10(place: Place) -> str:
     model = build_model("simple_cnn", 10, 16).to(device)
     images, labels = torch.randn(size, 3, 16, 16, device=device), torch.randint(0, 10, (size,), device=device)
     optimizer = make_optimizer(model, OptimConfig(name="sgd", lr=0.1), 0.1)
-    engine = DDPEngine(model, optimizer, device, "fp16", clip_norm=1.0, micro_batches=1)
+    engine = DDPEngine(model, optimizer, device, StepOptions("fp16", clip_norm=1.0, micro_batches=1))
     engine.scaler = torch.amp.GradScaler(device.type, init_scale=first)
     scales, losses, skipped = [], [], []
     for step in range(count):
@@ -114,7 +115,7 @@ def t10(place: Place) -> str:
     expect(poisoned in skipped and scales[poisoned] == scales[poisoned - 1] / 2, f"skipped {skipped}, scales {scales}")
     expect(scales[-1] == first / 2 ** len(skipped), f"scales {scales}, skipped {skipped}")
     expect(losses[-1] < losses[0] - place.of(0.1, 0.0), f"the loss went from {losses[0]:.2f} to {losses[-1]:.2f}")
-    again = DDPEngine(model, optimizer, device, "fp16", micro_batches=1)
+    again = DDPEngine(model, optimizer, device, StepOptions("fp16", micro_batches=1))
     again.load_state_dict(engine.state_dict())
     expect(again.scaler.get_scale() == scales[-1], "the scale is lost in a state dict")
     return f"{len(skipped)} steps skipped, scale 2^24 to {scales[-1]:.0f}, loss {losses[0]:.2f} to {losses[-1]:.2f}"

@@ -22,7 +22,7 @@ WARNINGS = """
 import json, warnings
 with warnings.catch_warnings(record=True) as imported:
     warnings.simplefilter("always")
-    import distcnn.training.run
+    import distcnn.training.train
     from distcnn.distributed.device import set_up_device
     from distcnn.distributed.world import World
     from distcnn.config.settings import Settings
@@ -102,7 +102,7 @@ def t11(place: Place) -> str:
                         train__micro_batch=size, data__loader=loader, data__workers=place.of(4, 0))  # fmt: skip
         steps = steps_of(settings)
         torch.cuda.reset_peak_memory_stats()
-        steps.run(place.of(12, 3))
+        [steps.step() for _ in range(place.of(12, 3))]
         peaks[f"{loader} {batch}"] = torch.cuda.max_memory_allocated() / 2**30
         steps.close()
         del steps  # its images and buffers

@@ -7,11 +7,10 @@ import pytest
 
 from distcnn.bench.measure import PHASES, Steps, count_flops
 from distcnn.config.settings import Settings
-from distcnn.distributed.signals import StopRequest
 from distcnn.distributed.world import World
 from distcnn.models import MODELS
 from distcnn.models.build import build_model
-from distcnn.training.build import prepare
+from distcnn.training.run import Run
 from tests.benched import FLOPS, audited, steps_of
 from tests.ranks import run_ranks, run_torchrun
 
@@ -73,7 +72,7 @@ def test_two_ranks_share_the_work_and_one_speaks(synthetic):
     assert found["phases"]["gradient sync"]["s"] > 0
     assert outcome.out.count("images/s") == 1
     config = Settings().read_yaml(synthetic).read_arguments(model).check(1)
-    steps = Steps(config, World(), prepare(config, World()), StopRequest())
+    steps = Steps(Run(config, World()))
     assert found["step_flops"] == count_flops(steps, steps.batches())
 
 

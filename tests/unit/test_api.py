@@ -11,7 +11,7 @@ from distcnn.data.sources import load as sources
 from distcnn.data.sources.image_set import ImageSet
 from distcnn.errors import InputError
 from distcnn.inference import model as trained
-from distcnn.training import run
+from distcnn.training.train import Result
 
 SMALL = {
     "data": {"source": "synthetic", "args": {"train": 200, "test": 101}, "image_size": 16},
@@ -23,7 +23,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory) -> run.Result:
+def result(tmp_path_factory) -> Result:
     return distcnn.train(SMALL, {"output_dir": str(tmp_path_factory.mktemp("runs")), "seed": 3})
 
 
@@ -94,7 +94,7 @@ def test_a_config_and_a_mapping_are_the_same_run(result, tmp_path):
     assert again.evaluation.loss_sum == result.evaluation.loss_sum
 
 
-def _test_images(result: run.Result) -> ImageSet:
+def _test_images(result: Result) -> ImageSet:
     return sources.load(trained.load_model(result.folder).config.data, "test")
 
 

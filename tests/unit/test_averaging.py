@@ -30,13 +30,13 @@ def test_the_ema_is_the_weighted_mean_of_all_weights_with_a_warm_up():
         averages.after_step(step, last=False)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    with averages.in_place():
+    with averages.swapped_in():
         assert model[0].weight[0, 0].item() == pytest.approx(expected)
         assert model[1].bias.item() == pytest.approx(expected)
         assert model[1].running_mean.item() != 9.0
     assert model[0].weight[0, 0].item() == 9.0
     assert model[1].running_mean.item() == 9.0
-    with averages.in_place():
+    with averages.swapped_in():
         assert model[0].weight[0, 0].item() == pytest.approx(expected)  # it has survived the exchange
 
 
@@ -57,7 +57,7 @@ def test_without_either_nothing_is_kept():
     averages = Averages(model, TrainConfig())
     averages.after_step(1, last=True)
     assert averages.state_dict() == {"ema": [], "slow": []}
-    with averages.in_place():
+    with averages.swapped_in():
         assert model[0].weight[0, 0].item() == 1.0
 
 

@@ -17,18 +17,20 @@ def test_flops_of_a_step_are_those_of_forward_and_backward(setting):
 
 def test_steps_cover_epoch_after_epoch_and_leave_the_weights():
     steps = steps_of("--optim.weight_decay", "0.1")
-    before = [p.clone() for p in steps.engine.model.parameters()]
-    seconds = steps.run(9)  # 4 full batches an epoch
+    before = [p.clone() for p in steps.run.model.parameters()]
+    seconds = steps.seconds(9)  # 4 full batches an epoch
     assert seconds.shape == (9, len(PHASES))
-    assert steps.loader.sampler.epoch == 2
-    assert all(torch.equal(p, q) for p, q in zip(steps.engine.model.parameters(), before, strict=True))
+    assert steps.run.loader.sampler.epoch == 2
+    assert all(torch.equal(p, q) for p, q in zip(steps.run.model.parameters(), before, strict=True))
 
 
 def test_every_counted_step_has_its_phases_and_the_loader_and_the_fixed_batch_take_turns(monkeypatch):
     steps = steps_of()
     order = []
-    run = steps.run
-    monkeypatch.setattr(steps, "run", lambda n, fixed=None: order.append((n, fixed is not None)) or run(n, fixed))
+    seconds = steps.seconds
+    monkeypatch.setattr(
+        steps, "seconds", lambda n, fixed=None: order.append((n, fixed is not None)) or seconds(n, fixed)
+    )
     loaded, repeated, _ = alternate(steps, steps.batches(), 7, 2)
     assert order == [(2, False), (6, False), (6, True), (3, False), (3, True)]
     assert loaded.shape == repeated.shape == (7, len(PHASES))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distcnn.errors import NonFiniteLossError
-from distcnn.training import loop
+from distcnn.training import step_log
 from tests import by_hand
 from tests.records import metrics
 
@@ -22,7 +22,7 @@ def test_the_slowest_rank_is_the_one_that_was_busy_longest(tmp_path, monkeypatch
 
     alone, _ = by_hand.train(tmp_path)
     assert not {"slowest_rank", "rank_spread"} & metrics(alone.folder, "train")[0].keys()
-    monkeypatch.setattr(loop, "stack_ranks", stacked)
+    monkeypatch.setattr(step_log, "stack_ranks", stacked)
     result, _ = by_hand.train(tmp_path)
     assert [(line["slowest_rank"], line["rank_spread"]) for line in metrics(result.folder, "train")] == [
         (slowest, pytest.approx(spread))

@@ -29,7 +29,7 @@ from distcnn.data.samplers import MicroBatchSampler
 from distcnn.distributed.world import World
 from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
-from distcnn.training.build import prepare
+from distcnn.training.run import Run
 from tests.golden import curves
 from tests.golden.operations import CONFIGS, PHASES, RECIPES, kept, release, steps
 from tests.pretended_cuda import CUDA, backward, on_cuda, pretended_cuda
@@ -89,12 +89,12 @@ def second_step(path, **settings):
     threads, world = torch.get_num_threads(), World()
     quiet = {"output_dir": ".", "train.device": "auto", "train.threads": 1}
     config = Settings().read_yaml(path).update(quiet | settings).check(1)
-    parts = prepare(replace(config, train=replace(config.train, device="cpu", precision="fp32")), world)
+    run = Run(replace(config, train=replace(config.train, device="cpu", precision="fp32")), world)
     torch.set_num_threads(threads)
     with pretended_cuda() as device:
-        model = on_cuda(parts.model)
-        optimizer = make_optimizer(model, config.optim, parts.plan.lr)
-        made = steps(config, world, replace(parts, device=CUDA, model=model, optimizer=optimizer))
+        run.config, run.device, run.model = config, CUDA, on_cuda(run.model)
+        run.optimizer = make_optimizer(run.model, config.optim, run.plan.lr)
+        made = steps(run)
         next(made)  # an epoch begins with copies to the device
         device.crossings.clear()
         step = next(made)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from distcnn.config.schema import OptimConfig
-from distcnn.engine.base import bf16_copy
+from distcnn.engine.base import StepOptions
 from distcnn.engine.ddp import DDPEngine
+from distcnn.engine.master_weights import bf16_copy
 from distcnn.models.build import build_model
 from distcnn.optim.optimizers import make_optimizer
 
@@ -54,7 +55,7 @@ def test_a_step_is_that_of_bf16_gradients_summed_in_more_than_bf16(kind, count):
     """The reference computes each micro-batch's bfloat16 gradient by itself and sums them in float64."""
     model, data = network(), batches(count)
     engine = DDPEngine(
-        model, torch.optim.SGD(model.parameters(), 0.1), CPU, "bf16-master", gradient_sum=kind, micro_batches=count
+        model, torch.optim.SGD(model.parameters(), 0.1), CPU, StepOptions("bf16-master", None, kind, count)
     )
     before = copy.deepcopy(model)
     step(engine, data)
@@ -75,19 +76,19 @@ def test_small_steps_are_not_lost_in_bfloat16():
     """A hundred steps of a thousandth: bfloat16 weights alone would not move at all."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
-    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), 0.001), CPU, "bf16-master")
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), 0.001), CPU, StepOptions("bf16-master"))
     for _ in range(100):
         engine.begin()
         engine.backward(engine.forward(torch.ones(1, 1, dtype=torch.bfloat16)).sum(), sync=True)
         engine.step()
     assert model.weight.item() == pytest.approx(0.9, rel=1e-5)
     engine.begin()
-    assert engine.computed.weight.item() == torch.tensor(0.9).bfloat16().item()
+    assert engine.compute_model.weight.item() == torch.tensor(0.9).bfloat16().item()
 
 
 def test_what_is_saved_are_the_masters():
     model = network()
-    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), 0.1), CPU, "bf16-master")
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), 0.1), CPU, StepOptions("bf16-master"))
     step(engine, batches(1))
     assert engine.model.state_dict().keys() == network().state_dict().keys()
     assert {t.dtype for t in engine.model.state_dict().values()} == {torch.float32, torch.int64}
@@ -98,9 +99,9 @@ def test_the_configs_settings_of_an_optimizer_win_over_those_saved():
     before, now = (OptimConfig(name="muon", lr=0.1, head_lr=rate, weight_decay=d, args={"momentum": m})
                    for rate, m, d in ((5.0, 0.6, 0.1), (7.0, 0.8, 0.2)))  # fmt: skip
     saved, model = network(), network()
-    first = DDPEngine(saved, make_optimizer(saved, before, 0.1), CPU, "bf16-master")
+    first = DDPEngine(saved, make_optimizer(saved, before, 0.1), CPU, StepOptions("bf16-master"))
     step(first, batches(1))
-    second = DDPEngine(model, make_optimizer(model, now, 0.1), CPU, "bf16-master")
+    second = DDPEngine(model, make_optimizer(model, now, 0.1), CPU, StepOptions("bf16-master"))
     second.load_state_dict(first.state_dict())
     assert {group["momentum"] for group in second.optimizer.param_groups} == {0.8}
     assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0.0, 0.2}
@@ -114,12 +115,12 @@ def test_a_weight_without_a_gradient_stays():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     for precision in ("fp32", "bf16-master"):
         optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.5)
-        engine = DDPEngine(model, optimizer, CPU, precision, micro_batches=3)
+        engine = DDPEngine(model, optimizer, CPU, StepOptions(precision, micro_batches=3))
         before = model[1].weight.detach().clone()
         engine.begin()
         for number in range(3):
             with engine.autocast():
-                loss = engine.computed[0](torch.ones(1, 2)).sum()
+                loss = engine.compute_model[0](torch.ones(1, 2)).sum()
             engine.backward(loss, sync=number == 2)
         engine.step()
         assert torch.equal(model[1].weight, before)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from distcnn import text
 from distcnn.config.settings import Settings
 from distcnn.engine.accelerate import AccelerateEngine, compiles, defaults, problems
+from distcnn.engine.base import StepOptions
 from distcnn.engine.ddp import DDPEngine
 from distcnn.models.build import build_model
 
@@ -96,7 +97,7 @@ def engine_of(kind, **options):
     torch.manual_seed(0)
     model = build_model("resnet9", 10, 16, {"width": 4})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    return kind(model, optimizer, torch.device("cpu"), clip_norm=0.05, micro_batches=3, **options)
+    return kind(model, optimizer, torch.device("cpu"), StepOptions(clip_norm=0.05, micro_batches=3, **options))
 
 
 def train(engine, steps, first=0):

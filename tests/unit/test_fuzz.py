@@ -24,7 +24,7 @@ from distcnn.distributed.world import World
 from distcnn.errors import InputError
 from distcnn.models.simple import SimpleCNN
 from distcnn.tracking.jsonl import JsonlTracker
-from distcnn.training.build import prepare
+from distcnn.training.run import Run
 
 EXAMPLES = int(os.environ.get("DISTCNN_FUZZ", "60"))
 fuzz = settings(
@@ -82,11 +82,11 @@ def checkpoint(home):
     """A real one, of a run that has begun."""
     data = DataConfig(source="synthetic", args={"train": 64, "test": 16}, image_size=16)
     config = Config(data=data, model=ModelConfig(name="simple_cnn"), output_dir=str(home))
-    parts = prepare(config, World())
+    run = Run(config, World())
     content = Checkpoint(
-        parts.model.state_dict(), parts.optimizer.state_dict(), scaler={}, averages={}, progress=Progress(1, 0.5, 1),
-        config=to_dict(config), plan=parts.plan, classes=parts.train_data.classes, image_size=16,
-        normalize=parts.normalize,
+        run.model.state_dict(), run.optimizer.state_dict(), scaler={}, averages={}, progress=Progress(1, 0.5, 1),
+        config=to_dict(config), plan=run.plan, classes=run.images.train.classes, image_size=16,
+        normalize=run.images.normalize,
     )  # fmt: skip
     path = Checkpoints(home / "good").save(content.to_dict(), 1, best=False)
     Checkpoint.load(open_valid(path))

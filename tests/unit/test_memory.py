@@ -293,7 +293,7 @@ def test_evaluate_predict_and_load_say_it_too(tmp_path, monkeypatch):
 
 def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_path, monkeypatch):
     """The GPU is a pretence: nothing is to be asked of it before its memory."""
-    monkeypatch.setattr("distcnn.training.build.set_up_device", lambda *_: (GPU, 1))
+    monkeypatch.setattr("distcnn.training.run.set_up_device", lambda *_: (GPU, 1))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000, 80 * GIB) if device == GPU else 0)
 
     def too_late(*_, **__):
@@ -326,9 +326,9 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
 @pytest.mark.parametrize(
     ("place", "cure"),
     [
-        ("distcnn.training.build.make_optimizer", "who else uses it"),
-        ("distcnn.training.run.make_engine", "train.micro_batch is 48"),
-        ("distcnn.training.run.make_loader", "train.micro_batch is 48"),
+        ("distcnn.training.run.make_optimizer", "who else uses it"),
+        ("distcnn.engine.ddp.DDPEngine.wrap", "train.micro_batch is 48"),
+        ("distcnn.training.build.training_loader", "train.micro_batch is 48"),
         ("distcnn.training.run.EvaluationLoader", "train.micro_batch is 48"),
         ("distcnn.training.run.Averages", "train.micro_batch is 48"),
         ("distcnn.engine.base.Engine.load_state_dict", "train.micro_batch is 48"),

@@ -16,7 +16,7 @@ from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatchSampler
 from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.world import World
-from distcnn.training.build import prepare
+from distcnn.training.run import Run
 
 IMAGES = 32
 PAIRS = [(seed, epoch) for seed in range(50) for epoch in range(50)]
@@ -64,6 +64,6 @@ def test_seeds_begin_with_other_weights():
     weights = []
     for seed in range(5):
         config = Config(seed=seed, data=data, train=TrainConfig(batch_size=10, threads=1))
-        weights.append(torch.cat([p.flatten() for p in prepare(config, World()).model.parameters()]))
+        weights.append(torch.cat([p.flatten() for p in Run(config, World()).model.parameters()]))
     for a, b in combinations(weights, 2):
         assert (a == b).float().mean() < 0.01
