@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> None:
         settings = {key: flat.get(key) for key in (*wanted, *options.show)}
         fits = all(_text(settings[key]) == value for key, value in wanted.items())
         if fits and (not options.state or history.state in options.state):
-            rows.append(_row(history) | {key: settings[key] for key in options.show})
+            rows.append(history.summary() | {key: settings[key] for key in options.show})
     rows = _sorted(rows, options.sort, reverse=options.reverse)[: options.top]
     if options.json:
         print(json.dumps(rows))
@@ -84,17 +84,6 @@ def _histories(paths: Iterable[Path]) -> Iterator[History]:
             yield read_history(path)
         except InputError:
             continue
-
-
-def _row(history: History) -> Row:
-    last, best = history.evaluations[-1] if history.evaluations else {}, history.best or {}
-    return {
-        "name": history.name, "state": history.state, "step": None if history.updated is None else history.step,
-        "steps": history.plan.get("steps"),
-        "accuracy": last.get("accuracy"), "best": best.get("accuracy"), "loss": last.get("loss"),
-        "images_per_s": history.images_per_s, "updated": history.updated,
-        "why": "; ".join(filter(None, (history.reason, *history.damage))),
-    }  # fmt: skip
 
 
 def _text(value: Any) -> str:

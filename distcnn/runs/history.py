@@ -98,6 +98,16 @@ class History:
             str(self.of("event")[-1].get("message", "")) if self.state in ("preempted", "interrupted", "failed") else ""
         )
 
+    def summary(self) -> dict[str, Any]:
+        """One row of a table of runs; None for what is not known."""
+        last, best = self.evaluations[-1] if self.evaluations else {}, self.best or {}
+        return {
+            "name": self.name, "state": self.state, "step": None if self.updated is None else self.step,
+            "steps": self.plan.get("steps"), "accuracy": last.get("accuracy"), "best": best.get("accuracy"),
+            "loss": last.get("loss"), "images_per_s": self.images_per_s, "updated": self.updated,
+            "why": "; ".join(filter(None, (self.reason, *self.damage))),
+        }  # fmt: skip
+
     def predictions(self) -> Predictions | None:
         """Those of the newest evaluation, if they were kept. Raises InputError where they are damaged."""
         return load_predictions(self.folder / "predictions.npz")

@@ -7,7 +7,9 @@ import pytest
 from sklearn import metrics
 
 from distcnn.report import figures
-from distcnn.report.page import HERE, _per_class
+from distcnn.report.curves import POINTS, line, smooth
+from distcnn.report.evaluation import per_class
+from distcnn.report.page import HERE
 from distcnn.runs.predictions import Predictions
 
 
@@ -17,7 +19,7 @@ def test_precision_recall_and_f1_are_those_of_scikit_learn():
     counts = np.zeros((5, 5), np.int64)  # no image of the last class, which is never predicted
     np.add.at(counts, (true, predicted), 1)
     precision, recall, f1, support = metrics.precision_recall_fscore_support(true, predicted)
-    *rows, absent = _per_class("abcde", counts)
+    *rows, absent = per_class("abcde", counts)
     for i, row in enumerate(rows):
         assert (row["precision"], row["recall"], row["f1"], row["images"]) == pytest.approx(
             (precision[i], recall[i], f1[i], support[i])
@@ -43,10 +45,10 @@ def test_the_calibration_error_is_that_of_a_plain_computation():
 
 def test_a_long_curve_is_thinned_to_means_and_smoothing_forgets_its_start():
     steps = np.arange(100_000.0)
-    line = figures._line(steps, steps * 2, "a", 0)
-    assert len(line["x"]) == figures.POINTS
-    assert line["y"] == pytest.approx([2 * x for x in line["x"]], rel=1e-4)
-    assert figures.smooth(np.full(300, 2.5)) == pytest.approx(np.full(300, 2.5))
+    curve = line(steps, steps * 2, "a", 0)
+    assert len(curve["x"]) == POINTS
+    assert curve["y"] == pytest.approx([2 * x for x in curve["x"]], rel=1e-4)
+    assert smooth(np.full(300, 2.5)) == pytest.approx(np.full(300, 2.5))
 
 
 @pytest.mark.parametrize("theme", [0, 1])
