@@ -101,7 +101,7 @@ class DataConfig:
     workers: Int = Field(default=2, ge=0, le=256, description="streaming: DataLoader processes a rank")
     augment: PartList = Field(
         default=(),
-        description="augmentation, such as [flip, {crop: {padding: 4}}], in its order: flip, crop, randaugment, "
+        description="augmentation, done in this order, as [flip, {crop: {padding: 4}}]: flip, crop, randaugment, "
         "cutout, mixup, cutmix, progressive_resize, or package.module:callable",
     )
     mean: Rgb | None = Field(default=None, description="of red, green, blue in 0…1; default: from the training images")
