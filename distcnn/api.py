@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.config.schema import Config
-from distcnn.config.settings import Settings, saved_settings, to_dict
+from distcnn.config.settings import load_settings, saved_settings, to_dict
 from distcnn.distributed.world import world_from
 from distcnn.inference.evaluate import evaluate_checkpoint
 from distcnn.training.build import checked
@@ -21,9 +21,8 @@ def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[st
     `{"optim.lr": 0.1}`; `overrides` are dotted keys. Raises InputError with every problem found, DistcnnError for a run
     that failed.
     """
-    settings = Settings()
     if isinstance(config, str | Path):
-        settings.read_yaml(Path(config)).default("name", Path(config).stem)
+        settings = load_settings(Path(config))
     else:
         settings = saved_settings(to_dict(config) if isinstance(config, Config) else config, "config")
     world = world_from(os.environ)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import distcnn
-from distcnn.__main__ import program
+from distcnn.cli import program
 from tests.ranks import bare
 
 LIMIT_S = 300  # of one end: what takes longer hangs

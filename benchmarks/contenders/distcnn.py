@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.images import MEAN, PADDING, STD
 from benchmarks.scenarios import SETTINGS, Job
 from benchmarks.trials import THREADS
-from distcnn.__main__ import main
+from distcnn.cli import main
 
 CONFIG = Path(__file__).parents[2] / "configs" / "simple_cnn.yaml"
 

@@ -1,14 +1,13 @@
 """`distcnn bench step CONFIG`: how fast a run's steps are, what takes their time, what the machine could do at best."""
 
-import argparse
 import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distcnn.commands.command import command_parser
-from distcnn.config.settings import Settings
+from distcnn.commands.parser import Handler, Options, Parser, add_json, natural_int, positive_int
+from distcnn.config.settings import load_settings
 from distcnn.errors import InputError
 from distcnn.text import plural
 
@@ -26,17 +25,32 @@ Nothing is written and nothing evaluated. docs/performance.md says what each fig
 """
 
 
-def run(arguments: list[str]) -> None:
+def bench(parser: Parser) -> Handler:
+    """Measure a run's training step, and the machine's best."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add("what", choices=("step",), help="the training step")
+    add("config", metavar="CONFIG.yaml", type=Path, help="the run")
+    parser.add_settings()
+    parser.set_defaults(problems=[])
+    add(
+        "--steps",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="counted steps, of the loader and of a fixed batch each",
+    )
+    add("--warmup", type=natural_int, default=3, metavar="N", help="steps before them; default: 3")
+    add("--micro-batches", action="store_true", help="try sizes of train.micro_batch, and name the fastest")
+    add_json(parser)
+    return run
+
+
+def run(options: Options) -> None:
     """Measure and, on rank 0, print. Raises InputError."""
-    options, overrides = _parser().parse_known_args(arguments)
     from distcnn.distributed.world import world_from
 
     world = world_from(os.environ)
-    path = Path(options.config)
-    settings = Settings().read_yaml(path).read_arguments(overrides).default("name", path.stem)
-    for name, least in (("steps", 1), ("warmup", 0)):
-        if getattr(options, name) < least:
-            settings.problems.append(f"--{name} {getattr(options, name)}: should be {least} or more")
+    settings = load_settings(options.config, options.settings, options.problems)
     from distcnn.training.build import checked
 
     config = checked(settings, world)
@@ -49,18 +63,6 @@ def run(arguments: list[str]) -> None:
         print_tables(found)
         if options.json:
             print(json.dumps(found), flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("bench", "step CONFIG.yaml [options] [--section.key value ...]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("what", choices=("step",), help="the training step")
-    add("config", metavar="CONFIG.yaml", help="the run")
-    add("--steps", type=int, default=20, metavar="N", help="counted steps, of the loader and of a fixed batch each")
-    add("--warmup", type=int, default=3, metavar="N", help="steps before them; default: 3")
-    add("--micro-batches", action="store_true", help="try sizes of train.micro_batch, and name the fastest")
-    add("--json", action="store_true", help="print one JSON object as the last line")
-    return parser
 
 
 def measure(config: "Config", world: "World", steps: int, warmup: int, *, micro_batches: bool) -> dict[str, Any]:

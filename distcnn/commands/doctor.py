@@ -1,9 +1,8 @@
 """`distcnn doctor`: is this machine, and are all ranks of this launcher, fit for a training?"""
 
-import argparse
 from pathlib import Path
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, add_json, positive_float
 
 EPILOG = """examples:
   distcnn doctor
@@ -16,21 +15,20 @@ CPUs. Nothing is left behind. The exit code is 1 if anything failed.
 """
 
 
-def run(arguments: list[str]) -> None:
+def doctor(parser: Parser) -> Handler:
+    """Tell what of a machine and launcher will not work, and the fix."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add("--output-dir", type=Path, default="runs", metavar="FOLDER", help="where runs would be written; default: runs")
+    add("--backend", default="auto", choices=("auto", "gloo"), help="as train.backend; default: auto")
+    add("--timeout", type=positive_float, default=60, metavar="S", help="seconds to wait for other ranks; default: 60")
+    add_json(parser, "print one JSON object instead of the tables")
+    return run
+
+
+def run(options: Options) -> None:
     """Look, measure, and print on rank 0. Raises DistcnnError where something failed."""
-    options = _parser().parse_args(arguments)
     from distcnn.doctor.examine import Request, examine
     from distcnn.doctor.tables import print_json, print_tables
 
-    request = Request(Path(options.output_dir), options.backend, options.timeout)
+    request = Request(options.output_dir, options.backend, options.timeout)
     examine(request, print_json if options.json else print_tables)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("doctor", "[options]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("--output-dir", default="runs", metavar="FOLDER", help="where runs would be written; default: runs")
-    add("--backend", default="auto", choices=("auto", "gloo"), help="as train.backend; default: auto")
-    add("--timeout", type=float, default=60, metavar="S", help="seconds to wait for the other ranks; default: 60")
-    add("--json", action="store_true", help="print one JSON object instead of the tables")
-    return parser

@@ -1,9 +1,8 @@
 """`distcnn export MODEL --format …`: a trained model for other programs, its preprocessing inside, and verified."""
 
-import argparse
 from pathlib import Path
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, add_model, add_views, positive_int
 from distcnn.errors import InputError
 from distcnn.files import atomic_file
 from distcnn.inference.export import FORMATS
@@ -22,11 +21,20 @@ result on real images: the run's test images, or --images.
 _DEPLOYED = {"train.device": "cpu", "train.precision": "fp32", "model.channels_last": False, "model.compile": False}
 
 
-def run(arguments: list[str]) -> None:
+def export(parser: Parser) -> Handler:
+    """Write a model as ONNX, torch.export, TorchScript or safetensors."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add_model(parser)
+    add("--format", nargs="+", required=True, metavar="FORMAT", help=f"{', '.join(FORMATS.names())}; or your own")
+    add("--output", metavar="FOLDER", help="default: export/ in the run's folder, or beside the file")
+    add("--images", nargs="+", default=[], metavar="PATH", help="to compare on; default: the run's test images")
+    add("--count", type=positive_int, default=1000, metavar="N", help="at most N of them; default: 1000")
+    add_views(parser)
+    return run
+
+
+def run(options: Options) -> None:
     """Export, verify, write the card, and print what was found. Raises InputError, or DistcnnError where it differs."""
-    options = _parser().parse_args(arguments)
-    if options.count < 1:
-        raise InputError(f"--count {options.count}: should be 1 or more")
     from distcnn.inference.card import card
     from distcnn.inference.export.base import chosen_formats
     from distcnn.inference.export.verify import check_difference, given_images, probabilities, run_images
@@ -56,15 +64,3 @@ def run(arguments: list[str]) -> None:
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror or error}; give a folder that can be written") from error
     print(f"{folder / 'README.md'}: the model card")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("export", "MODEL --format FORMAT [FORMAT ...] [options]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="a run folder, a checkpoint, or a model.safetensors")
-    add("--format", nargs="+", required=True, metavar="FORMAT", help=f"{', '.join(FORMATS.names())}; or your own")
-    add("--output", metavar="FOLDER", help="default: export/ in the run's folder, or beside the file")
-    add("--images", nargs="+", default=[], metavar="PATH", help="to compare on; default: the run's test images")
-    add("--count", type=int, default=1000, metavar="N", help="at most this many of them; default: 1000")
-    add("--views", choices=("one", "mirror", "crops"), help="test-time augmentation inside; default: the run's")
-    return parser

@@ -1,6 +1,5 @@
 """`distcnn predict MODEL PATH…`: the most probable classes of images."""
 
-import argparse
 import csv
 import io
 import json
@@ -13,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, add_model, add_views, positive_int
 from distcnn.errors import DistcnnError, InputError
 from distcnn.text import printable
 
@@ -31,14 +30,24 @@ used. Unreadable ones are named and left out; the exit code is then 1.
 """
 
 
-def run(arguments: list[str]) -> None:
+def predict(parser: Parser) -> Handler:
+    """Name the most probable classes of images."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add_model(parser)
+    add("paths", metavar="PATH", nargs="+", help="images, folders of images, or patterns such as 'photos/*.jpg'")
+    add("--top", type=positive_int, default=5, metavar="K", help="the K most probable classes; default: 5")
+    add("--format", choices=tuple(WRITERS), default="table", help="of the output; default: table")
+    add("--output", metavar="FILE", help="instead of stdout")
+    add("--batch-size", type=positive_int, default=256, metavar="N", help="images per forward; default: 256")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
+    add_views(parser)
+    parser.set_defaults(problems=[])
+    return run
+
+
+def run(options: Options) -> None:
     """Predict and, on rank 0, print or write. Raises InputError, and DistcnnError where images could not be read."""
-    options = _parser().parse_args(arguments)
-    problems = [
-        f"--{name.replace('_', '-')} {value}: should be 1 or more"
-        for name, value in (("top", options.top), ("batch_size", options.batch_size))
-        if value < 1
-    ]
+    problems: list[str] = options.problems
     output = Path(options.output) if options.output else None
     if output and not output.absolute().parent.is_dir():
         problems.append(f"--output {output}: no such folder; make it first")
@@ -155,17 +164,3 @@ def _jsonl(file: IO[str], top: int) -> Iterator[Callable[["Prediction"], None]]:
 
 
 WRITERS = {"table": _table, "csv": _csv, "jsonl": _jsonl}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("predict", "MODEL PATH [PATH ...] [options]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="a run folder, a checkpoint, or a model.safetensors")
-    add("paths", metavar="PATH", nargs="+", help="images, folders of images, or patterns such as 'photos/*.jpg'")
-    add("--top", type=int, default=5, metavar="K", help="so many classes of each image; default: 5")
-    add("--format", choices=tuple(WRITERS), default="table", help="of the output; default: table")
-    add("--output", metavar="FILE", help="instead of stdout")
-    add("--batch-size", type=int, default=256, metavar="N", help="images per forward; default: 256")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
-    add("--views", choices=("one", "mirror", "crops"), help="test-time augmentation; default: the run's")
-    return parser

@@ -1,10 +1,9 @@
 """`distcnn report RUN [RUN …]`: one HTML file about one run, or about several side by side."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser
 from distcnn.errors import InputError
 from distcnn.report.page import missing, write_page
 from distcnn.runs.history import read_history
@@ -19,9 +18,16 @@ named in it and left out.
 """
 
 
-def run(arguments: list[str]) -> None:
+def report(parser: Parser) -> Handler:
+    """Write one HTML file about a run, or about several side by side."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="run folders")
+    add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")
+    return run
+
+
+def run(options: Options) -> None:
     """Write the report, and print where it is. Raises InputError."""
-    options = _parser().parse_args(arguments)
     folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
     if problem := missing():
         raise InputError(f"distcnn report: {problem}")
@@ -44,11 +50,3 @@ def run(arguments: list[str]) -> None:
         for damage in one.damage:
             print(f"warning: {one.folder}: {damage}", file=sys.stderr)
     print(f"{output}: {size / 1e6:.1f} MB")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("report", "RUN [RUN ...] [--output FILE]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", help="run folders")
-    add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")
-    return parser

@@ -1,6 +1,5 @@
 """`distcnn runs`: a table of the runs in a folder."""
 
-import argparse
 import fnmatch
 import json
 import sys
@@ -9,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, add_json, positive_int
 from distcnn.config.keys import KEYS
 from distcnn.config.tree import flatten
 from distcnn.errors import InputError
@@ -31,18 +30,32 @@ Row = dict[str, Any]
 COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images_per_s", "updated", "why")
 
 
-def run(arguments: list[str]) -> None:
+def runs(parser: Parser) -> Handler:
+    """Print a table of the runs in a folder."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", default="runs", help="default: runs")
+    add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")
+    add("--reverse", action="store_true", help="the other way round")
+    add("--state", nargs="+", default=[], choices=get_args(State), metavar="STATE", help="only those")
+    add("--name", default="*", metavar="PATTERN", help="only those, such as 'resnet*'")
+    add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only those with these settings")
+    add("--show", nargs="+", default=[], metavar="KEY", help="settings as further columns")
+    add("--top", type=positive_int, metavar="N", help="only the first N")
+    add_json(parser, "print a list of objects instead of the table")
+    parser.set_defaults(problems=[])
+    return run
+
+
+def run(options: Options) -> None:
     """Print the table. Raises InputError."""
-    options = _parser().parse_args(arguments)
-    folder, problems, paths = Path(options.folder), list[str](), list[Path]()
+    folder, paths = Path(options.folder), list[Path]()
+    problems: list[str] = options.problems
     try:
         paths = sorted(folder.iterdir())
     except FileNotFoundError:
         problems.append(f"{folder}: no such folder; runs lie in the config's output_dir")
     except OSError as error:
         problems.append(f"{folder}: {error.strerror}; give a folder that can be read")
-    states = get_args(State)
-    problems += [f"--state {s}: should be one of {', '.join(states)}" for s in options.state if s not in states]
     wanted: dict[str, Any] = {}
     for text in options.where:
         key, equals, value = text.partition("=")
@@ -53,8 +66,6 @@ def run(arguments: list[str]) -> None:
     columns = [*COLUMNS, *options.show]
     if options.sort not in columns:
         problems.append(f"--sort {options.sort}: should be one of {', '.join(columns)}")
-    if options.top is not None and options.top < 1:
-        problems.append(f"--top {options.top}: should be 1 or more")
     if problems:
         raise InputError(problems)
     rows, unknown = [], []
@@ -144,18 +155,3 @@ def _cell(row: Row, column: str) -> str:
         except (ValueError, OverflowError, OSError):  # a clock that was wrong by more than a calendar holds
             return "–"
     return f"{value:{'.4f' if column == 'loss' else ',.0f' if column == 'images_per_s' else '.2%'}}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("runs", "[FOLDER] [options]", __doc__, EPILOG)
-    add = parser.add_argument
-    add("folder", metavar="FOLDER", nargs="?", default="runs", help="default: runs")
-    add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")
-    add("--reverse", action="store_true", help="the other way round")
-    add("--state", nargs="+", default=[], metavar="STATE", help="only those")
-    add("--name", default="*", metavar="PATTERN", help="only those, such as 'resnet*'")
-    add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only those with these settings")
-    add("--show", nargs="+", default=[], metavar="KEY", help="settings as further columns")
-    add("--top", type=int, metavar="N", help="only the first so many")
-    add("--json", action="store_true", help="a list of objects instead of the table")
-    return parser

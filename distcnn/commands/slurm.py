@@ -2,9 +2,9 @@
 
 import argparse
 import os
-from typing import Any
+from collections.abc import Sequence
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, natural_int, positive_int
 from distcnn.slurm.job import BatchScript, Job, batch_script
 
 EPILOG = """examples:
@@ -18,35 +18,49 @@ A run that its time limit or a preemption stops is saved and requeued by itself.
 """
 
 
-def run(arguments: list[str]) -> None:
-    """Submit, or with --print only show, the job of a command line. Raises InputError before anything is written."""
-    options, overrides = _parser().parse_known_args(arguments)
-    resources: dict[str, Any] = vars(options)
-    configs, only_print = resources.pop("configs"), resources.pop("print")
-    resources["options"] = {name: value if equals else True for name, equals, value in
-                            (option.partition("=") for option in resources.pop("option"))}  # fmt: skip
-    script = batch_script(configs, overrides, **resources)
-    print(script.text.rstrip("\n") if only_print else _submitted(script, script.submit()))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "slurm", "CONFIG.yaml [CONFIG.yaml ...] [options] [--section.key value ...]", __doc__, EPILOG
-    )
-    add = parser.add_argument
+def slurm(parser: Parser) -> Handler:
+    """Write and submit a batch script for a run."""
+    parser.epilog, add = EPILOG, parser.add_argument
     add("configs", nargs="+", metavar="CONFIG.yaml", help="the run; several only with --array")
-    add("--nodes", type=int, default=1, metavar="N", help="nodes (elastic: at most)")
-    add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs per node, one rank each")
-    add("--ranks-per-node", type=int, metavar="N", help="default: --gpus-per-node, or 1")
-    add("--cpus-per-rank", type=int, metavar="N", help="default: the cluster's")
-    add("--time", metavar="[D-]HH:MM:SS", help="time limit; default: the partition's")
+    parser.add_settings()
     add("--array", metavar="0-3", help="one job for each seed, or for each config")
-    add("--launcher", choices=("srun", "torchrun", "elastic"), default="srun", help="default: srun, one task per rank")
-    add("--signal", choices=("USR1", "USR2"), default="USR1", help="the scheduler's warning")
-    add("--grace", type=int, default=120, metavar="S", help="seconds from the warning to the time limit; default: 120")
-    add("--option", action="append", default=[], metavar="KEY=VALUE", help="another sbatch option, as partition=long")
-    add("--print", action="store_true", help="print the script, write and submit nothing")
-    return parser
+    add_resources(parser)
+    return run
+
+
+def add_resources(parser: argparse._ActionsContainer) -> list[argparse.Action]:
+    """Add what the job asks Slurm for, but for `--array`; return the options."""
+    add = parser.add_argument
+    launchers = ("srun", "torchrun", "elastic")
+    return [
+        add("--nodes", type=positive_int, default=1, metavar="N", help="nodes (elastic: at most)"),
+        add("--gpus-per-node", type=natural_int, default=0, metavar="N", help="GPUs per node, one rank each"),
+        add("--ranks-per-node", type=positive_int, metavar="N", help="default: --gpus-per-node, or 1"),
+        add("--cpus-per-rank", type=positive_int, metavar="N", help="default: the cluster's"),
+        add("--time", metavar="[D-]HH:MM:SS", help="time limit; default: the partition's"),
+        add("--launcher", choices=launchers, default="srun", help="default: srun, one task per rank"),
+        add("--signal", choices=("USR1", "USR2"), default="USR1", help="the scheduler's warning"),
+        add("--grace", type=positive_int, default=120, metavar="S", help="seconds from it to the limit; default: 120"),
+        add("--option", action="append", default=[], metavar="KEY=VALUE", help="of sbatch, such as partition=long"),
+        add("--print", action="store_true", help="print the script, write and submit nothing"),
+    ]
+
+
+def run(options: Options) -> None:
+    """Submit the job of a command line. Raises InputError before anything is written."""
+    submit(options.configs, options.array, options)
+
+
+def submit(configs: Sequence[str], array: str | None, options: Options) -> None:
+    """Submit, or with --print only show, a job of these configs. Raises InputError before anything is written."""
+    script = batch_script(
+        configs, options.settings, array=array, nodes=options.nodes, gpus_per_node=options.gpus_per_node,
+        ranks_per_node=options.ranks_per_node, cpus_per_rank=options.cpus_per_rank, time=options.time,
+        launcher=options.launcher, signal=options.signal, grace=options.grace,
+        options={name: value if equals else True
+                 for name, equals, value in (option.partition("=") for option in options.option)},
+    )  # fmt: skip
+    print(script.text.rstrip("\n") if options.print else _submitted(script, script.submit()))
 
 
 def _submitted(script: BatchScript, job: Job) -> str:

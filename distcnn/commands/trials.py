@@ -2,10 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from distcnn.commands.command import command_parser
+from distcnn.commands.parser import Handler, Options, Parser, add_json, natural_int, positive_int
+from distcnn.commands.slurm import add_resources, submit
 from distcnn.errors import DistcnnError, InputError
 from distcnn.files import atomic_file
 from distcnn.text import missing
@@ -22,23 +23,37 @@ checkpoints. The table is kept as NAME-trials.json and NAME-trials.html beside t
 """
 
 
-def run(arguments: list[str]) -> None:
+def trials(parser: Parser) -> Handler:
+    """Train the same run over N seeds, or two to compare them."""
+    parser.epilog, add = EPILOG, parser.add_argument
+    add("config", metavar="CONFIG.yaml", help="the run")
+    add("-n", type=positive_int, required=True, metavar="N", help="number of seeds")
+    add("--vs", metavar="CONFIG2.yaml", help="a run to be compared with, over the same seeds")
+    add("--first-seed", type=natural_int, default=0, metavar="S", help="default: 0")
+    add("--parallel", type=positive_int, metavar="K", help="trials at once; default: one per GPU, or one on the CPU")
+    add("--slurm", action="store_true", help="submit a job array instead, as distcnn slurm does")
+    add_json(parser)
+    job = add_resources(parser.add_argument_group("with --slurm"))
+    parser.add_settings()
+    parser.set_defaults(problems=[])
+    return partial(run, job)
+
+
+def run(job: list[argparse.Action], options: Options) -> None:
     """Run what is missing, print and keep the table. Raises InputError, StoppedError or DistcnnError."""
-    options, overrides = _parser().parse_known_args(arguments)
-    problems = [
-        f"{flag} {value}: should be {least} or more"
-        for flag, value, least in (
-            ("-n", options.n, 1), ("--first-seed", options.first_seed, 0), ("--parallel", options.parallel, 1)
-        )
-        if value is not None and value < least
-    ]  # fmt: skip
+    problems: list[str] = options.problems
     if needs := missing("trials", "scipy", "plotly"):
         problems.append(f"distcnn trials: {needs}")
+    if not options.slurm:
+        given = [action for action in job if getattr(options, action.dest) != action.default]
+        problems += [f"{action.option_strings[0]}: takes effect with --slurm only" for action in given]
     if problems:
         raise InputError(problems)
     paths = [Path(options.config), *([Path(options.vs)] if options.vs else [])]
     if options.slurm:
-        _submit(paths, options, overrides)
+        last = options.first_seed + options.n - 1
+        for path in paths:
+            submit([str(path)], f"{options.first_seed}-{last}", options)
         return
     from distcnn.trials.picture import write_picture
     from distcnn.trials.plan import plan_trials, result, unfinished
@@ -46,8 +61,8 @@ def run(arguments: list[str]) -> None:
     from distcnn.trials.summary import summarise
     from distcnn.trials.table import print_table
 
-    trials = plan_trials(paths, overrides, range(options.first_seed, options.first_seed + options.n))
-    failed = run_trials(unfinished(trials), overrides, options.parallel)
+    trials = plan_trials(paths, options.settings, range(options.first_seed, options.first_seed + options.n))
+    failed = run_trials(unfinished(trials), options.settings, options.parallel)
     groups = dict.fromkeys(trial.group for trial in trials)
     found = summarise({
         group: {trial.config.seed: done for trial in trials if trial.group == group and (done := result(trial))}
@@ -64,26 +79,3 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(found), flush=True)
     if failed:
         raise DistcnnError(f"{len(failed)} of {len(trials)} trials failed: {'; '.join(failed)}")
-
-
-def _submit(paths: Sequence[Path], options: argparse.Namespace, rest: list[str]) -> None:
-    from distcnn.commands import slurm
-
-    last = options.first_seed + options.n - 1
-    for path in paths:
-        slurm.run([str(path), "--array", f"{options.first_seed}-{last}", *rest])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "trials", "CONFIG.yaml -n N [--vs CONFIG2.yaml] [options] [--section.key value ...]", __doc__, EPILOG
-    )
-    add = parser.add_argument
-    add("config", metavar="CONFIG.yaml", help="the run")
-    add("-n", type=int, required=True, metavar="N", help="number of seeds")
-    add("--vs", metavar="CONFIG2.yaml", help="a run to be compared with, over the same seeds")
-    add("--first-seed", type=int, default=0, metavar="S", help="default: 0")
-    add("--parallel", type=int, metavar="K", help="trials at once; default: one per GPU, or one on the CPU")
-    add("--slurm", action="store_true", help="submit an array; the other options are those of distcnn slurm")
-    add("--json", action="store_true", help="print one JSON object as the last line")
-    return parser

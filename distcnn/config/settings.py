@@ -173,6 +173,19 @@ class Settings:
 Overrides = Settings | Mapping[str, Any]  # such as {"optim.lr": 0.1}
 
 
+def load_settings(path: Path, arguments: Sequence[str] = (), problems: Iterable[str] = ()) -> Settings:
+    """Read a YAML file, and `--section.key value` arguments over it; the run is named as the file, unless they say.
+
+    `problems` are told with those that `check` finds. Raises InputError for a file that is not readable as YAML.
+    """
+    settings = Settings()
+    settings.problems += problems
+    try:
+        return settings.read_yaml(path).read_arguments(arguments).default("name", path.stem)
+    except InputError as error:
+        raise InputError([*settings.problems, *error.problems]) from None
+
+
 def value_at(config: Config, key: str) -> Any:
     """The value at a dotted key."""
     value: Any = config

@@ -31,7 +31,7 @@ from distcnn.distributed.device import backend_of, set_up_device, slow_precision
 from distcnn.distributed.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
 from distcnn.distributed.network import describe_network
 from distcnn.distributed.rendezvous import process_group
-from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.stop import StopRequest
 from distcnn.distributed.watch import Watch
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
@@ -205,7 +205,7 @@ class Run:
             trackers.log(event("failed", progress.step, why))
 
         timeout_s = self.config.train.timeout
-        watchdog = Watchdog(self.world, self.store, timeout_s, self.stop.end, self.device, self.folder, log)
+        watchdog = Watchdog(self.world, self.store, timeout_s, self.stop.signal.end, self.device, self.folder, log)
         watchdog.steps_done(progress.step)
         return watchdog
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from distcnn.checkpoint.state import Progress
 from distcnn.config.plan import Plan
 from distcnn.config.schema import Config
-from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.stop import StopRequest
 from distcnn.distributed.world import World
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.loop import fit

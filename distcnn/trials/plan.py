@@ -8,7 +8,7 @@ from typing import Any
 
 from distcnn.checkpoint.resume import forbidden_changes
 from distcnn.config.schema import Config
-from distcnn.config.settings import Settings, to_dict
+from distcnn.config.settings import load_settings, to_dict
 from distcnn.distributed.world import World
 from distcnn.errors import InputError
 from distcnn.runs.history import History, read_history
@@ -42,8 +42,7 @@ class Trial:
 
 def plan_trials(paths: Sequence[Path], overrides: list[str], seeds: Iterable[int]) -> list[Trial]:
     """Return every trial, the configs in turn for each seed. Raises InputError with all that is wrong with a config."""
-    settings = [Settings().read_yaml(path).read_arguments(overrides).default("name", path.stem) for path in paths]
-    configs = [checked(one, World()) for one in settings]
+    configs = [checked(load_settings(path, overrides), World()) for path in paths]
     names = [str(config.name) for config in configs]
     if len(set(names)) < len(names):
         raise InputError(f"--vs {paths[1]}: its name, {names[0]}, is that of {paths[0]} too; give it another one")

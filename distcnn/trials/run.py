@@ -1,19 +1,17 @@
 """Train the trials, each in a process of its own, as many at once as there are devices."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 
 from distcnn.distributed.cores import cores
-from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
+from distcnn.distributed.signals import catching_signals, stopped
 from distcnn.trials.plan import Trial, result
 from distcnn.trials.visible_gpus import places
 
@@ -43,7 +41,8 @@ def run_trials(trials: Sequence[Trial], overrides: list[str], parallel: int | No
         overrides = [*overrides, "--train.threads", f"{max(1, cores() // len(free))}"]
     waiting, running, failed = deque(trials), list[_Running](), list[str]()
     told = False
-    with _Asked() as asked:
+    with catching_signals() as asked:
+        asked.defer()
         try:
             while running or (waiting and not asked.number):
                 while waiting and free and not asked.number:
@@ -62,27 +61,8 @@ def run_trials(trials: Sequence[Trial], overrides: list[str], parallel: int | No
             for one in running:
                 one.process.terminate()
     if asked.number:
-        name = signal.Signals(asked.number).name
-        code = EXIT_INTERRUPTED if asked.number == signal.SIGINT else EXIT_PREEMPTED
-        raise StoppedError(f"stopped by {name}; the same command goes on from here", code)
+        raise stopped(asked.number, "before all trials were done; the same command goes on from here")
     return failed
-
-
-class _Asked:
-    """Notes a signal instead of ending at once; the old handlers are put back."""
-
-    def __enter__(self) -> "_Asked":
-        self.number = 0
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        self.before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.number = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def _start(trial: Trial, overrides: list[str], gpu: str | None) -> _Running:

@@ -9,7 +9,7 @@ import torch
 
 import distcnn.distributed.device
 import distcnn.training.run
-from distcnn.__main__ import program
+from distcnn.cli import program
 
 RANK = os.environ.get("RANK", "0")
 full, blind = (RANK in os.environ.get(name, "") for name in ("FULL", "BLIND"))

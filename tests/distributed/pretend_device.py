@@ -16,8 +16,8 @@ import time
 import torch
 
 import distcnn.training.run
-from distcnn.__main__ import program
 from distcnn.checkpoint.file import Checkpoints
+from distcnn.cli import program
 from distcnn.distributed import peers
 from distcnn.distributed.watchdog import Watchdog
 

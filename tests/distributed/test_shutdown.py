@@ -10,7 +10,7 @@ import os, sys
 import torch
 import torch.distributed as dist
 from distcnn.distributed.rendezvous import process_group
-from distcnn.distributed.signals import StopRequest
+from distcnn.distributed.stop import StopRequest
 from distcnn.distributed.world import world_from
 
 with process_group(world_from(os.environ), device=torch.device("cpu"), timeout_s=60):

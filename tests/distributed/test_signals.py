@@ -10,6 +10,7 @@ from queue import Queue
 import pytest
 
 from distcnn.distributed.signals import CAUGHT, catching_signals
+from distcnn.distributed.stop import StopRequest
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedError
 from tests.distributed.long import ENDLESS, RARELY
 from tests.ranks import TIMEOUT, run_ranks, start
@@ -151,13 +152,14 @@ def test_handlers_are_put_back():
     """Before `begin` a signal ends the process, after it it is noted; in the end the old handlers come back."""
     before = [signal.getsignal(number) for number in CAUGHT]
     ends: Queue[StoppedError] = Queue()
-    with catching_signals(ends.put) as stop:
+    with catching_signals(ends.put) as received:
+        stop = StopRequest(received)
         assert all(signal.getsignal(number) != old for number, old in zip(CAUGHT, before, strict=True))
         signal.raise_signal(signal.SIGUSR1)
         end = ends.get(timeout=TIMEOUT)
         assert "SIGUSR1 before the first step" in str(end)
         assert end.exit_code == EXIT_PREEMPTED
-        stop.number = 0
+        received.number = 0
         stop.begin(timeout_s=1)
         assert stop.agreed() == (0, False)
         signal.raise_signal(signal.SIGTERM)

@@ -85,7 +85,7 @@ def test_two_ranks_share_the_work_and_one_speaks(synthetic):
         ),
         (["--train.batch_size", "501", "--train.micro_batch", "1"], ["500 training images do not fill one"]),
         (["--micro-batches", "--model.compile", "true"], ["--micro-batches", "compiled anew"]),
-        (["--steps", "many"], ["invalid int value: 'many'"]),
+        (["--steps", "many"], ["--steps many: should be a whole number, 1 or more"]),
     ],
 )
 def test_bad_input(synthetic, arguments, said):

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import distcnn
-from distcnn.__main__ import main
+from distcnn.cli import main
 from distcnn.inference.export import FORMATS
 from distcnn.inference.export.torchscript import TorchScript
 from distcnn.inference.export.verify import check_difference

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from distcnn.__main__ import main
+from distcnn.cli import main
 from tests.needs import require
 from tests.photos import train_model, write_photos
 from tests.ranks import run_ranks, run_torchrun

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 import distcnn
-from distcnn.__main__ import main
+from distcnn.cli import main
 from distcnn.runs.history import read_history
 from tests.ranks import start
 from tests.records import steps

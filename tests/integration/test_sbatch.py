@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distcnn.__main__ import main
+from distcnn.cli import main
 
 ROOT = Path(__file__).parents[2]
 

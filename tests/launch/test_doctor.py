@@ -142,7 +142,7 @@ AHEAD = """
 import sys, time
 real = time.time
 time.time = lambda: real() + 90  # libfaketime would do it for all of the process, and makes waits of gloo's end early
-from distcnn.__main__ import main
+from distcnn.cli import main
 sys.exit(main(["doctor", "--json"]))
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from distcnn.doctor import examine, nccl
 from distcnn.doctor.devices import Gpu
-from distcnn.__main__ import program
+from distcnn.cli import program
 def own_gpu(world, host):
     name = json.loads(os.environ["GPUS"])[world.rank]
     return Gpu(host, 0, f"{name} on {host}" if name else "", os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcnn.__main__ import main
+from distcnn.cli import main
 from tests.needs import require
 
 CLASSES = ("<img src=x onerror=window.hacked=1>", "\"quoted\" & 'so'", "שלום", "x" * 200)

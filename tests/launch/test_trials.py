@@ -192,7 +192,7 @@ class Popen(subprocess.Popen):
         print("seen:", options["env"]["CUDA_VISIBLE_DEVICES"])
         super().__init__(command, **options)
 subprocess.Popen = Popen
-from distcnn.__main__ import main
+from distcnn.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

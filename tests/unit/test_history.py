@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distcnn.__main__ import main
 from distcnn.checkpoint.state import ModelDescription
+from distcnn.cli import main
 from distcnn.commands import runs
 from distcnn.config.schema import CheckpointConfig, Config
 from distcnn.data.normalize import Normalize

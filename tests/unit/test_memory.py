@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 import distcnn
-from distcnn.__main__ import _lost_contact, _speak_once
 from distcnn.distributed import memory, rendezvous
+from distcnn.distributed.exit import lost_contact, print_once
 from distcnn.distributed.memory import (
     evaluation_cures,
     explain_out_of_memory,
@@ -165,7 +165,7 @@ def test_other_words_for_it(monkeypatch, words, device):
     ],
 )
 def test_nccl_without_memory_is_no_lost_rank(words, lost):
-    assert _lost_contact(RuntimeError(words)) is lost
+    assert lost_contact(RuntimeError(words)) is lost
 
 
 def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch):
@@ -316,10 +316,10 @@ def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_pat
 def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypatch, capsys, own, said, waits):
     """The others wait meanwhile: a launcher ends all when one has ended."""
     waited = []
-    monkeypatch.setattr("distcnn.__main__.time.sleep", waited.append)
+    monkeypatch.setattr("distcnn.distributed.exit.time.sleep", waited.append)
     for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("TORCHELASTIC_RUN_ID", "x")):
         monkeypatch.setenv(name, value)
-    _speak_once(OutOfMemoryError("rank 1 …\na cure", own=own))
+    print_once(OutOfMemoryError("rank 1 …\na cure", own=own))
     assert (capsys.readouterr().err, waited) == (said, waits)
 
 

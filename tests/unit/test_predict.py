@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import distcnn
-from distcnn.__main__ import main
+from distcnn.cli import main
 from distcnn.inference.images import find_images
 from tests.photos import train_model, write_photos
 

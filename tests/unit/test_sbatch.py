@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distcnn.__main__ import main
+from distcnn.cli import main
 from distcnn.errors import InputError
 from distcnn.slurm import batch_script
 from distcnn.slurm.script import folder
@@ -57,7 +57,7 @@ def test_printed_scripts(name, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([CONFIG, "--nodes", "0"], "nodes = 0: should be"),
+        ([CONFIG, "--nodes", "0"], "--nodes 0: should be 1 or more"),
         ([CONFIG, "--gpus-per-node", "2", "--ranks-per-node", "4"], "each rank needs a GPU"),
         ([CONFIG, "configs/simple_cnn.yaml"], "several need an array, 0-1"),
         ([CONFIG, "--nodes", "3"], "the global batch 64 does not divide"),
