@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.config.schema import Config
-from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml
+from distcnn.config.settings import load_settings, saved_settings, to_dict, to_yaml
 from distcnn.errors import InputError
 from distcnn.slurm.resources import Resources, elements
 from distcnn.slurm.script import script_text
@@ -131,16 +131,14 @@ def _check_array(configs: int, resources: Resources) -> None:
 
 def _checked(config: OneConfig, overrides: Overrides, resources: Resources) -> Config:
     """The config at each world size that the job may have: here, and not first on the node after hours in the queue."""
+    words = () if isinstance(overrides, Mapping) else overrides
     if isinstance(config, str | Path):
-        settings = Settings().read_yaml(Path(config))
+        settings = load_settings(Path(config), words)
     else:
         settings = saved_settings(to_dict(config) if isinstance(config, Config) else config, "config")
+        settings.read_arguments(words)
     if isinstance(overrides, Mapping):
         settings.update(overrides)
-    else:
-        settings.read_arguments(overrides)
-    if isinstance(config, str | Path):
-        settings.default("name", Path(config).stem)
     checked = [settings.check(world_size) for world_size in resources.world_sizes][-1]
     if checked.name is None:
         raise InputError("name = none: give the run a name; queued again, the job continues the run of that name")
