@@ -32,13 +32,7 @@ def bench(parser: Parser) -> Handler:
     add("config", metavar="CONFIG.yaml", type=Path, help="the run")
     parser.add_settings()
     parser.set_defaults(problems=[])
-    add(
-        "--steps",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="counted steps, of the loader and of a fixed batch each",
-    )
+    add("--steps", type=positive_int, default=20, metavar="N", help="measured steps; default: 20")
     add("--warmup", type=natural_int, default=3, metavar="N", help="steps before them; default: 3")
     add("--micro-batches", action="store_true", help="try sizes of train.micro_batch, and name the fastest")
     add_json(parser)
