@@ -128,3 +128,5 @@ def imported(target: str) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"{error}; looked for in the current folder and the installed packages") from error
+    except Exception as error:  # the module's own, as it is imported: a SyntaxError, whatever it raises
+        raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -136,3 +136,13 @@ def test_the_registry_needs_no_torch():
         tree = ast.parse(Path(distcnn.registry.__file__).with_name(f"{file}.py").read_text())
         names = {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
         assert "torch" not in names
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("def (", "SyntaxError: "), ("1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_module_that_fails_as_it_is_imported_is_named(tmp_path, monkeypatch, text, found):
+    (tmp_path / "failing_for_test.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=f"failing_for_test cannot be imported: {found}"):
+        PARTS.load("failing_for_test:thing")
