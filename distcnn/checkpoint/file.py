@@ -11,7 +11,7 @@ import pickletools
 import re
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class ValidFile:
     """A checkpoint whose bytes were read once, and match its checksum."""
 
     path: Path
-    content: bytes
+    content: bytes = field(repr=False)
 
     def load(self) -> dict[str, Any]:
         """What it holds, on the CPU: tensors and plain values only. Raises InputError for a file of another program."""
@@ -93,7 +93,7 @@ class ValidFile:
             state = torch.load(io.BytesIO(self.content), map_location="cpu", weights_only=True)
             _check_backed(state)
         except Exception as error:  # weights_only refuses foreign content with a handful of exception types
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.path}: not a checkpoint of distcnn: {reason}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__

@@ -31,7 +31,6 @@ class CheckpointWriter:
         self.checkpoints, self.report, self.minutes, self.grace = checkpoints, report, minutes, grace
         self.thread: threading.Thread | None = None
         self.problem = ""  # of the last save; empty when it is on the disk
-        self.failed = 0
         self.last = self.asked = time.monotonic()
         self.step_s = 0.0  # the longest step, with its evaluation
 
@@ -66,7 +65,6 @@ class CheckpointWriter:
             self.checkpoints.save(snapshot.state, step, best=best)
             self.problem = ""
         except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer
-            self.failed += 1
             newest = next((path.name for path in self.checkpoints.all()), "none") if self.checkpoints else "none"
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             self.problem = f"could not be saved ({reason}); the newest checkpoint is {newest}"
