@@ -9,7 +9,7 @@ import distcnn
 
 SMALL = {
     "name": "run",
-    "data": {"source": "synthetic", "synthetic_train": 32, "synthetic_test": 16, "image_size": 16},
+    "data": {"source": "synthetic", "args": {"train": 32, "test": 16}, "image_size": 16},
     "model": {"name": "resnet9"}, "checkpoint": {"resume": "auto"}, "optim.lr": 0.01,
     "train": {"duration": "1step", "batch_size": 16, "threads": 1},
     "tracking": {"wandb": "disabled", "console": False, "report": False},
