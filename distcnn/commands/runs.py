@@ -3,8 +3,7 @@
 import fnmatch
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +25,6 @@ States: running; done; preempted (a scheduler's signal; start it again with --ch
 (Ctrl-C); failed; died (it has no end, and no process holds it: killed, or its machine went away); unreadable (its log
 is). What else of a run is damaged stands under why.
 """
-Row = dict[str, Any]
 COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images_per_s", "updated", "why")
 
 
@@ -68,6 +66,8 @@ def run(options: Options) -> None:
         problems.append(f"--sort {options.sort}: should be one of {', '.join(columns)}")
     if problems:
         raise InputError(problems)
+    from distcnn.runs.table import as_text, print_rows, sort_rows
+
     rows, unknown = [], []
     for history in _histories(path for path in paths if fnmatch.fnmatchcase(path.name, options.name)):
         if wanted and not history.settings:
@@ -75,14 +75,14 @@ def run(options: Options) -> None:
             continue
         flat = flatten(history.settings)
         settings = {key: flat.get(key) for key in (*wanted, *options.show)}
-        fits = all(_text(settings[key]) == value for key, value in wanted.items())
+        fits = all(as_text(settings[key]) == value for key, value in wanted.items())
         if fits and (not options.state or history.state in options.state):
             rows.append(history.summary() | {key: settings[key] for key in options.show})
-    rows = _sorted(rows, options.sort, reverse=options.reverse)[: options.top]
+    rows = sort_rows(rows, options.sort, reverse=options.reverse)[: options.top]
     if options.json:
         print(json.dumps(rows))
     else:
-        _print(rows, options.show, folder)
+        print_rows(rows, options.show, folder)
     if unknown:
         names = ", ".join(map(printable, unknown))
         print(f"warning: --where leaves out {names}: without a config that can be read", file=sys.stderr)
@@ -95,63 +95,3 @@ def _histories(paths: Iterable[Path]) -> Iterator[History]:
             yield read_history(path)
         except InputError:
             continue
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _sorted(rows: list[Row], key: str, *, reverse: bool) -> list[Row]:
-    """Names from a to z, numbers from the largest; with `reverse` the other way. What has none comes last."""
-    having = [row for row in rows if row[key] is not None]
-    numbers = all(isinstance(row[key], int | float) for row in having)
-    value: Callable[[Row], Any] = (lambda row: row[key]) if numbers else (lambda row: _text(row[key]))
-    return sorted(having, key=value, reverse=numbers != reverse) + [row for row in rows if row[key] is None]
-
-
-def _print(rows: list[Row], more: list[str], folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-    if not rows:
-        console.print(f"no such runs in {folder}", markup=False, emoji=False)
-        return
-    shown = ["step", "accuracy", "best", "loss", "images_per_s", "updated"]
-    if console.width < 110:
-        shown = ["step", "accuracy"]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold", min_width=12)
-    table.add_column("state", no_wrap=True)
-    for column in shown:
-        table.add_column(column.replace("_per_", "/"), justify="right", no_wrap=True)
-    for key in more:
-        table.add_column(key, overflow="fold", min_width=8)
-    explained = any(row["why"] for row in rows)
-    if explained:
-        table.add_column("why", overflow="fold", min_width=16)
-    styles = {"running": "cyan", "done": "green", "failed": "red", "died": "red", "unreadable": "red"}
-    for row in rows:
-        table.add_row(
-            Text(printable(row["name"])),
-            Text(row["state"], style=styles.get(row["state"], "yellow")),
-            *(_cell(row, column) for column in shown),
-            *(Text(printable(_text(row[key]))) for key in more),
-            *([Text(printable(row["why"]))] if explained else []),
-        )
-    console.print(table)
-
-
-def _cell(row: Row, column: str) -> str:
-    value = row[column]
-    if value is None:
-        return "–"
-    if column == "step":
-        return f"{value:,}" + (f" of {row['steps']:,}" if row["steps"] else "")
-    if column == "updated":
-        try:
-            return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}"
-        except (ValueError, OverflowError, OSError):  # a clock that was wrong by more than a calendar holds
-            return "–"
-    return f"{value:{'.4f' if column == 'loss' else ',.0f' if column == 'images_per_s' else '.2%'}}"
