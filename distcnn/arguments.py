@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -30,13 +31,8 @@ class Argument:
 
     @property
     def type_name(self) -> str:
-        """Its type, such as float or tuple[int, int]."""
-        hint = self.hint
-        while get_origin(hint) is Annotated:
-            hint = get_args(hint)[0]
-        if hint is Any:
-            return "any"
-        return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+        """Its type, such as float, zeros|reflect or tuple[int, int]."""
+        return _type_name(self.hint)
 
 
 def arguments(part: Callable[..., Any], given: frozenset[str] = frozenset()) -> list[Argument]:
@@ -103,3 +99,18 @@ def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"unknown argument; {meant}it takes {', '.join(known) or 'none'}"
+
+
+def _type_name(hint: Any) -> str:
+    """A type hint without what pydantic checks of it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return "|".join(map(_type_name, inner))
+    if origin is not None and inner:
+        return f"{_type_name(origin)}[{', '.join(map(_type_name, inner))}]"
+    names = {Any: "any", NoneType: "none", ...: "..."}
+    return names.get(hint) or str(getattr(hint, "__name__", hint))

@@ -17,6 +17,7 @@ COMMANDS = Registry(
         "doctor": "distcnn.commands.doctor:doctor",
         "bench": "distcnn.commands.bench:bench",
         "slurm": "distcnn.commands.slurm:slurm",
+        "parts": "distcnn.commands.parts:parts",
     },
     given=("parser",),
 )

@@ -5,6 +5,7 @@ import pytest
 from distcnn.cli import main
 from distcnn.commands import COMMANDS
 from distcnn.commands.parser import Parser, command_parser, natural_int, positive_float, positive_int
+from distcnn.commands.parts import KINDS
 from distcnn.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 
 SETTINGS = ("train", "evaluate", "trials", "bench", "slurm")  # commands that take --section.key
@@ -150,3 +151,34 @@ def test_types(kind, good, bad):
         parser.problems.clear()
         with pytest.raises(InputError, match=said):
             parser.parse(["--size", text])
+
+
+# distcnn parts
+
+
+def test_parts_lists_every_kind_with_its_names(capsys):
+    assert main(["parts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(KINDS)
+    for line, (kind, (known, where)) in zip(lines, KINDS.items(), strict=True):
+        assert line == f"{kind} ({where}): {', '.join(known.targets)}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_says_what_it_does_and_takes(capsys, kind):
+    assert main(["parts", kind]) == 0
+    shown = capsys.readouterr().out
+    known = KINDS[kind][0]
+    for name, target in known.targets.items():
+        block = next(block for block in shown.split("\n\n")[1:] if block.startswith(f"{name} = {target}\n"))
+        assert block.splitlines()[1].strip(), name  # the first line of its docstring
+        assert [line.split()[0] for line in block.splitlines()[2:]] == [one.name for one in known.arguments(name)]
+
+
+def test_a_part_by_its_place_and_one_that_is_none(capsys):
+    assert main(["parts", "optimizers", "torch.optim:RMSprop"]) == 0
+    assert "    alpha <float> = 0.99" in capsys.readouterr().out
+    assert main(["parts", "optimizers", "sdg"]) == 2
+    assert "sdg: unknown; did you mean sgd?" in capsys.readouterr().err
+    assert main(["parts", "optimisers"]) == 2
+    assert "did you mean optimizers?" in capsys.readouterr().err
