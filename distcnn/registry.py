@@ -8,9 +8,9 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from distcnn.arguments import Argument, arguments, validated, wrong
 from distcnn.errors import InputError
@@ -44,16 +44,18 @@ class Registry:
         builtin: Mapping[str, str],
         *,
         given: Iterable[str] = (),
+        called_with: int = 0,
         more: str = "",
         hint: str = "your own package.module:callable",
     ):
         """`kind` is in the plural, such as `optimizers`; `builtin` maps names to "package.module:callable".
 
-        `given` are the parameters that distcnn provides. `more` is the "package.module:mapping" of further parts by
-        name, and `hint` says in messages what is valid besides the names.
+        `given` are the parameters that distcnn provides; with `called_with`, functions are called later, with so many
+        values, and their first parameters, whatever their names, are given too. `more` is the "package.module:mapping"
+        of further parts by name, and `hint` says in messages what is valid besides the names.
         """
         self.kind, self.builtin, self.given, self.hint = kind, dict(builtin), frozenset(given), hint
-        self._more = more
+        self.called_with, self._more = called_with, more
 
     @cached_property
     def targets(self) -> dict[str, str]:
@@ -84,7 +86,8 @@ class Registry:
 
     def arguments(self, name: str) -> list[Argument]:
         """What the user may set of a part. Raises InputError as `load`."""
-        return arguments(self.load(name), self.given)
+        part = self.load(name)
+        return arguments(part, self._given(part))
 
     def problems(
         self, name: str, args: Mapping[str, Any], config: Any, name_key: str, args_key: str = ""
@@ -99,12 +102,13 @@ class Registry:
         except InputError as error:
             yield (name_key,), str(error)
             return
-        found = [*wrong(part, args, self.given)]
+        given = self._given(part)
+        found = [*wrong(part, args, given)]
         for argument, text in found:
             yield ((f"{args_key}.{argument}",), text) if args_key else ((name_key,), f"{name}: {argument}: {text}")
         if not found and (check := getattr(part, "check", None)):
-            defaults = {one.name: one.default for one in arguments(part, self.given)}
-            yield from check(config, defaults | validated(part, args, self.given))
+            defaults = {one.name: one.default for one in arguments(part, given)}
+            yield from check(config, defaults | validated(part, args, given))
 
     def build(self, name: str, args: Mapping[str, Any], /, *positional: Any, **provided: Any) -> Any:
         """Call the part with the user's arguments and with what distcnn provides: of `provided`, what it takes.
@@ -114,7 +118,22 @@ class Registry:
         part = self.load(name)
         taken = inspect.signature(part).parameters
         known = {key: value for key, value in provided.items() if key in taken}
-        return part(*positional, **known, **validated(part, args, self.given))
+        return part(*positional, **known, **validated(part, args, self._given(part)))
+
+    def bind(self, name: str, args: Mapping[str, Any]) -> Callable[..., Any]:
+        """What is to be called: a function with the user's arguments set, or a class's instance, made with them.
+
+        Raises InputError as `load`, and what the class raises.
+        """
+        part = self.load(name)
+        known = validated(part, args, self._given(part))
+        bound: Any = part(**known) if inspect.isclass(part) else partial(part, **known)
+        return cast("Callable[..., Any]", bound)
+
+    def _given(self, part: Callable[..., Any]) -> frozenset[str]:
+        if inspect.isclass(part) or not self.called_with:
+            return self.given
+        return self.given | {*[*inspect.signature(part).parameters][: self.called_with]}
 
     def _further(self) -> Mapping[str, Callable[..., Any]]:
         found: Mapping[str, Callable[..., Any]] = imported(self._more) if self._more else {}

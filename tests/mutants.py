@@ -38,10 +38,10 @@ class Mutant:
 
 MUTANTS = [
     Mutant("training/loop.py", "no schedule: the rate of step 0 throughout", "run.schedule.lr_at(progress.step)", "run.schedule.lr_at(0)"),
-    Mutant("training/loop.py", "label smoothing is ignored", "label_smoothing=smoothing) *", "label_smoothing=0.0) *"),
+    Mutant("training/losses/cross_entropy.py", "label smoothing is ignored", "label_smoothing=label_smoothing)", "label_smoothing=0.0)"),
     Mutant("training/loop.py", "the averages of the weights never move", "run.averages.after_step(progress.step, last=progress.step == run.plan.steps)", "pass"),
     Mutant("training/step_log.py", "the fastest rank is named as the slowest", "busy.index(slowest)", "busy.index(min(busy))"),
-    Mutant("training/loop.py", "micro-batches weigh alike, whatever they hold", "label_smoothing=smoothing) * batch.weight", "label_smoothing=smoothing)"),
+    Mutant("training/loop.py", "micro-batches weigh alike, whatever they hold", "run.loss(logits.float(), batch.labels) * batch.weight", "run.loss(logits.float(), batch.labels)"),
     Mutant("training/loop.py", "epochs count from 1 in the order of the images", "loader.epoch(epoch, first_step)", "loader.epoch(epoch + 1, first_step)"),
     Mutant("training/loop.py", "the lowest accuracy is the best", "found.accuracy > progress.best_accuracy", "found.accuracy < progress.best_accuracy"),
     Mutant("training/step_log.py", "a loss that is not finite is trained on", "        if not bad:", "        if bad is not None:"),

@@ -44,7 +44,7 @@ class Counted(TorchDispatchMode):
 def rows(place: Place) -> dict[str, Settings]:
     """Steps from host-bound to GPU-bound."""
     bf16: Settings = {"train.precision": "bf16"}
-    ema = {"model.name": "resnet18", "train.ema": 0.999, "train.label_smoothing": 0.1}
+    ema = {"model.name": "resnet18", "train.ema": 0.999, "loss.args": {"label_smoothing": 0.1}}
     muon = {"model.name": "whitened_cnn", "optim.name": "muon", "optim.lr": 0.01, "train.precision": "bf16-master"}
     sizes = {
         "simple_cnn 512": ({}, 512, 512), "simple_cnn 4 × 128": ({}, 512, 128), "resnet18 512": (ema, 512, 512),

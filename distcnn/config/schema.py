@@ -124,6 +124,14 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=_SETTINGS)
+class LossConfig:
+    """What is minimised."""
+
+    name: str = Field(default="cross_entropy", description="cross_entropy, or package.module:callable")
+    args: dict[str, Any] = Field(default_factory=dict, description="its own arguments, as label_smoothing")
+
+
+@dataclass(frozen=True, config=_SETTINGS)
 class OptimConfig:
     """The optimizer. BatchNorm parameters and biases get no weight decay."""
 
@@ -173,7 +181,6 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "bf16-master", "fp16"] = Field(
         default="fp32", description="autocast type; bf16-master: weights in bf16 with fp32 masters; fp16 needs CUDA"
     )
-    label_smoothing: Float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     gradient_sum: Literal["fp64", "fp32"] = Field(
         default="fp64", description="of micro-batches and ranks: fp64 gives the same bits at every world size"
     )
@@ -263,6 +270,7 @@ class Config:
     )
     data: DataConfig = field(default_factory=lambda: DataConfig())
     model: ModelConfig = field(default_factory=lambda: ModelConfig())
+    loss: LossConfig = field(default_factory=lambda: LossConfig())
     optim: OptimConfig = field(default_factory=lambda: OptimConfig())
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig())
     train: TrainConfig = field(default_factory=lambda: TrainConfig())

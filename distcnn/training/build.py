@@ -4,14 +4,14 @@ Everything that can be wrong is found here; files are read under locks, not barr
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from torch import nn
+from torch import Tensor, nn
 
 from distcnn.config.plan import Plan, make_plan
 from distcnn.config.schema import Config
@@ -35,15 +35,18 @@ from distcnn.engine.accelerate import AccelerateEngine
 from distcnn.engine.base import Engine, StepOptions
 from distcnn.engine.ddp import DDPEngine
 from distcnn.engine.master_weights import AUTOCAST
+from distcnn.errors import InputError, first_line
 from distcnn.models import MODELS
 from distcnn.models.build import build_model, check_sizes, forward_flops
 from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.registry import Problem
 from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
+from distcnn.training.losses import LOSSES
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
 _GRAPHS = 64
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits [n, k] float32, targets → [], the mean over them
 INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
 
 
@@ -68,6 +71,7 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     yield from augment.problems(config)
     yield from common_device_problems(config, world)
     yield from MODELS.problems(config.model.name, config.model.args, config, "model.name", "model.args")
+    yield from LOSSES.problems(config.loss.name, config.loss.args, config, "loss.name", "loss.args")
     yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
     schedule = config.schedule
     yield from SCHEDULES.problems(schedule.name, schedule.args, config, "schedule.name", "schedule.args")
@@ -133,6 +137,20 @@ def augmentation(config: Config, plan: Plan, images: Images, model: nn.Module) -
     pipeline = build_pipeline(config.data, classes=classes, image_size=images.train.images.shape[1], plan=plan)
     check_sizes(model, config.model.name, classes, pipeline.sizes)
     return pipeline
+
+
+def build_loss(config: Config, classes: int, device: torch.device) -> Loss:
+    """Build the loss, on the device where it has tensors of its own. Raises InputError where it is none."""
+    told = f"loss.name = {config.loss.name}, loss.args = {config.loss.args}"
+    try:
+        loss: Loss = LOSSES.bind(config.loss.name, config.loss.args)
+        tried = loss(torch.zeros(2, classes, requires_grad=True), torch.tensor([0, 1]))
+    except Exception as error:  # whatever a user's own raises
+        raise InputError(f"{told}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(tried, Tensor) or tried.shape != () or not tried.requires_grad:
+        found = f"{list(tried.shape)}" if isinstance(tried, Tensor) else type(tried).__name__
+        raise InputError(f"{told}: should return a mean over the images, of shape [] and with a gradient, not {found}")
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def check_alike(config: Config, world: World, plan: Plan, step: int) -> None:

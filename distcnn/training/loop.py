@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from distcnn.data.loaders.batch import Batch
 from distcnn.distributed.signals import stopped
@@ -66,8 +65,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> torch.Tensor:
         with engine.accumulate(sync=batch.last):
             with run.autocast():
                 logits = engine.forward(batch.images)  # [n, classes]
-            smoothing = run.config.train.label_smoothing
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing) * batch.weight
+            loss = run.loss(logits.float(), batch.labels) * batch.weight
             watch.enter("backward")
             engine.backward(loss, sync=batch.last)
         watch.enter("statistics")

@@ -77,6 +77,7 @@ class Run:
     model: nn.Module  # unwrapped
     optimizer: Optimizer
     schedule: Schedule
+    loss: build.Loss
     engine: Engine
     statistics: RunningStatistics  # BatchNorm's
     averages: Averages  # of the weights
@@ -111,6 +112,7 @@ class Run:
         with explain_out_of_memory(self.device, lambda: [_ALONE]):
             self.model = build.place_model(model, config, world, self.device)
             self.optimizer = make_optimizer(self.model, config.optim, self.plan.lr)
+        self.loss = build.build_loss(config, len(self.images.train.classes), self.device)
         self.progress = self.resumed.progress if self.resumed else Progress()
         self.evaluation = None
         self.store, self.watch, self.trackers = None, Watch(self.device), Trackers()

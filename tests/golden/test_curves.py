@@ -9,6 +9,7 @@ from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConf
 from distcnn.data.augment import OPERATIONS
 from distcnn.models import MODELS
 from distcnn.optim import OPTIMIZERS, SCHEDULES
+from distcnn.training.losses import LOSSES
 from tests.golden.curves import FOLDER, NAMES, TOLERANCES, Curve, kept, run
 from tests.ranks import run_ranks
 
@@ -44,7 +45,7 @@ def test_together_they_use_every_option():
     configs = [yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in NAMES]
     used = {(section, key, str(value)) for config in configs for section, keys in config.items()
             if isinstance(keys, dict) for key, value in keys.items()}  # fmt: skip
-    tables = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES}
+    tables = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES, "loss": LOSSES}
     choices = {(section, "name", name) for section, table in tables.items() for name in table.builtin}
     used |= {("schedule", "name", "constant"), ("optim", "name", "sgd")}  # the defaults
     for section, schema, keys in (
@@ -58,7 +59,8 @@ def test_together_they_use_every_option():
         used |= {(section, key, str(getattr(defaults, key))) for key in keys}
     assert choices - used == {("train", "precision", "fp16")}
     settings = {(section, key) for section, key, _ in used}
-    wanted = {"train": ["label_smoothing", "ema", "lookahead", "clip_norm", "drop_last"]}
+    wanted = {"train": ["ema", "lookahead", "clip_norm", "drop_last"]}
+    assert any("label_smoothing" in config.get("loss", {}).get("args", {}) for config in configs)
     assert {(section, key) for section, keys in wanted.items() for key in keys} <= settings
     operations = [named(item) for config in configs for item in config["data"].get("augment", ())]
     assert {name for name, _ in operations} == {*OPERATIONS.builtin}

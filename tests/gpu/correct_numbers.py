@@ -70,8 +70,8 @@ def t9(place: Place) -> str:
         kinds |= {"fp16": {"train.precision": "fp16"}, "tf32": {"train.tf32": True}}
     settings = base(
         place, model__name="resnet9", model__args={"width": place.of(32, 8)}, train__batch_size=place.of(256, 20),
-        train__micro_batch=place.of(256, 10), train__duration=place.of("200step", "6step"), train__label_smoothing=0.1,
-    ) | images  # fmt: skip
+        train__micro_batch=place.of(256, 10), train__duration=place.of("200step", "6step"),
+    ) | images | {"loss.args": {"label_smoothing": 0.1}}  # fmt: skip
     train(place, {name: settings | more for name, more in kinds.items()})
     last = {name: statistics.fmean(step_losses(runs(place) / name)[-20:]) for name in kinds}
     found = {name: loss / last["fp32"] - 1 for name, loss in last.items() if name != "fp32"}

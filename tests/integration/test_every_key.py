@@ -29,6 +29,7 @@ from distcnn.config.schema import named
 from distcnn.data.augment import OPERATIONS
 from distcnn.data.sources import SOURCES
 from distcnn.optim import OPTIMIZERS, SCHEDULES
+from distcnn.training.losses import LOSSES
 from tests.integration.effects import (
     Effect,
     Ran,
@@ -520,6 +521,9 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
     "model.compile": Effect([False, True], [losses_differ_from(1)], {
         "model.name": "tests.integration.observing:TwoHeads", "train.duration": "1step"}, process=True,
         environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"}),
+    "loss.name": Effect(["cross_entropy", "torch.nn:MultiMarginLoss"], [losses_differ_from(1), results_differ]),
+    "loss.args.label_smoothing": Effect([0, 0.2, 0.5], [
+        losses_differ_from(1), smoothed(0, 0.2, 0.5), results_differ]),
     "optim.name": Effect(["sgd", "adam", "adamw", "muon"], [losses_differ_from(2)], {"optim.weight_decay": 0.5}),
     "optim.lr": Effect([0.05, 0.1], [rates_are([0.05] * 4, [0.1] * 4)]),
     "optim.lr_scaling": Effect(["none", "linear", "sqrt"], [rates_are([0.05] * 4, [0.1] * 4, [0.05 * 2**0.5] * 4)],
@@ -603,7 +607,6 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         Effect(["fp32", "bf16", "bf16-master"], [computed_in_half_the_bits]),
         Effect(["fp32", "fp16"], [refused(None, "fp16 needs CUDA")]),
     ),
-    "train.label_smoothing": Effect([0, 0.2, 0.5], [losses_differ_from(1), smoothed(0, 0.2, 0.5), results_differ]),
     "train.gradient_sum": Effect(["fp64", "fp32"], [sums_differ_in_the_last_bits], {"train.micro_batch": 1, **ONE_STEP}),
     "train.ema": (
         Effect([None, 0.5, 0.9], [losses_equal, results_differ], {"train.duration": "20step"}),
@@ -704,7 +707,7 @@ def test_every_key_stands_in_one_of_the_tables():
 
 
 # Mappings of arguments: what each built-in part takes stands in the table, argument by argument.
-ARGUMENTS_OF = {"data.args": SOURCES, "optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
+ARGUMENTS_OF = {"data.args": SOURCES, "loss.args": LOSSES, "optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
 LISTS_OF = {"data.augment": OPERATIONS}  # lists of parts: each argument of each stands in the table, too
 
 

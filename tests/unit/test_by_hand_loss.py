@@ -21,7 +21,7 @@ def smoothed(targets: np.ndarray, share: float) -> np.ndarray:
 @pytest.mark.parametrize("micro_batch", [4, 12])
 def test_a_steps_loss_is_the_mean_over_the_images_of_the_whole_batch(tmp_path, micro_batch, share):
     """The second batch of an epoch has ten images: 4, 4 and 2."""
-    result, seen = by_hand.train(tmp_path, {"train.label_smoothing": share, "train.micro_batch": micro_batch})
+    result, seen = by_hand.train(tmp_path, {"loss.args.label_smoothing": share, "train.micro_batch": micro_batch})
     _, labels = by_hand.raw()
     expected, sharp = [], []
     for step in seen.steps:
@@ -42,7 +42,7 @@ def test_every_image_is_trained_once_an_epoch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"train.label_smoothing": SMOOTHED}, {"data.augment": [{"mixup": {"alpha": 1.0}}]}]
+    "settings", [{}, {"loss.args.label_smoothing": SMOOTHED}, {"data.augment": [{"mixup": {"alpha": 1.0}}]}]
 )
 def test_the_loss_of_an_evaluation_is_that_of_the_bare_labels(tmp_path, settings):
     result, seen = by_hand.train(tmp_path, settings)
@@ -87,7 +87,7 @@ def box(seen: Tensor, own: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "share_of"), [("mixup", blend), ("cutmix", box)])
 def test_mixed_images_are_learned_with_both_labels(tmp_path, pairs, kind, share_of, share, loader):
     result, seen = by_hand.train(
-        tmp_path, {"data.augment": [{kind: {"alpha": 1.0}}], "train.label_smoothing": share} | LOADERS[loader]
+        tmp_path, {"data.augment": [{kind: {"alpha": 1.0}}], "loss.args.label_smoothing": share} | LOADERS[loader]
     )
     images, labels = by_hand.raw()
     images, labels = by_hand.normalised(images), by_hand.one_hot(labels)

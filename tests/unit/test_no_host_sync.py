@@ -56,8 +56,8 @@ def training(optim, precision, **data):
         },
         "model": {"name": "resnet9", "args": {"width": 4}},
         "optim": {"name": optim, "lr": 0.01, "weight_decay": 1e-3},
-        "train": {"batch_size": 20, "micro_batch": 10, "precision": precision, "clip_norm": 1.0, "ema": 0.9,
-                  "label_smoothing": 0.1, "threads": 1},
+        "train": {"batch_size": 20, "micro_batch": 10, "precision": precision, "clip_norm": 1.0, "ema": 0.9, "threads": 1},
+        "loss": {"args": {"label_smoothing": 0.1}},
     }  # fmt: skip
     run = Run(saved_settings(settings, "test").check(1), World())
     run.watch = Watchdog(World(), None, 60, print)
