@@ -183,6 +183,7 @@ class Run:
             self.watch = watchdog = self._watchdog()
             self.build()
             self._begin()
+            self.resumed = None  # the run has what it holds: no second copy of the tensors stays in memory
             try:
                 with watchdog, self.enough_memory():  # the log below holds what it says
                     yield
