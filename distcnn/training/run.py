@@ -1,9 +1,8 @@
 """A training: what it is made of, and its life from the first rank's arrival to the last record."""
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,46 +12,37 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from distcnn.checkpoint.file import Checkpoints, step_of
 from distcnn.checkpoint.resume import find_checkpoint
 from distcnn.checkpoint.state import Checkpoint, Progress
-from distcnn.checkpoint.weights import save_safetensors
 from distcnn.checkpoint.writer import CheckpointWriter
 from distcnn.config.plan import Plan
 from distcnn.config.schema import Config, OptimConfig
-from distcnn.config.settings import to_dict, to_yaml
-from distcnn.config.tree import diff
+from distcnn.config.settings import to_dict
 from distcnn.data.augment.pipeline import Pipeline
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.data.loaders.resident import ResidentLoader
 from distcnn.data.loaders.streaming import StreamingLoader
 from distcnn.distributed.collectives import on_main
-from distcnn.distributed.device import backend_of, set_up_device, slow_precision
+from distcnn.distributed.device import backend_of, set_up_device
 from distcnn.distributed.memory import explain_out_of_memory, first_out_of_memory_of_all_ranks
-from distcnn.distributed.network import describe_network
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.stop import StopRequest
 from distcnn.distributed.watch import Watch
 from distcnn.distributed.watchdog import Watchdog
 from distcnn.distributed.world import World
 from distcnn.engine.base import Engine
-from distcnn.errors import DistcnnError, InputError, OutOfMemoryError, StoppedError
-from distcnn.files import atomic_file
+from distcnn.errors import InputError, OutOfMemoryError, StoppedError
 from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.optim.schedules import Schedule
-from distcnn.report import page as report_page
-from distcnn.runs import environment
-from distcnn.runs.folder import run_folder, run_id
+from distcnn.runs.folder import run_folder
 from distcnn.runs.predictions import select_predictions, write_predictions
 from distcnn.runs.records import Record, event
-from distcnn.tracking.backend import TrackedRun
 from distcnn.tracking.base import Trackers
-from distcnn.tracking.open import open_trackers
 from distcnn.training import build
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation, evaluate_on
-from distcnn.training.summary import summary_fields
+from distcnn.training.start_and_end import begin, finish
 
 _ALONE = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
 
@@ -182,7 +172,7 @@ class Run:
             self.config = replace(self.config, name=self.folder.name)
             self.watch = watchdog = self._watchdog()
             self.build()
-            self._begin()
+            self.writer = begin(self)
             self.resumed = None  # the run has what it holds: no second copy of the tensors stays in memory
             try:
                 with watchdog, self.enough_memory():  # the log below holds what it says
@@ -199,7 +189,7 @@ class Run:
                 self.log(event("failed", self.progress.step, said))
                 self.trackers.finish(type(error).__name__, {"step": self.progress.step})
                 raise
-            self._finish()
+            finish(self)
 
     def _watchdog(self) -> Watchdog:
         trackers, progress = self.trackers, self.progress
@@ -211,46 +201,6 @@ class Run:
         watchdog = Watchdog(self.world, self.store, timeout_s, self.stop.signal.end, self.device, self.folder, log)
         watchdog.steps_done(progress.step)
         return watchdog
-
-    def _begin(self) -> None:
-        """Open the trackers, and say what begins."""
-        world, step = self.world, self.progress.step
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep) if world.is_main else None
-        told = os.environ.get("DISTCNN_GRACE", "")
-        grace = int(told) if told.isdecimal() else 0
-        self.writer = CheckpointWriter(checkpoints, self.trackers.log, self.config.checkpoint.minutes, grace)
-        self.stop.begin(self.config.train.timeout)
-        begins = event("started", step, f"{self.plan.steps} steps")
-        if self.resumed:
-            begins = event("resumed", step, self._what_changed(self.resumed.plan))
-        known = {"launcher": world.launcher, **environment.described(), "plan": asdict(self.plan)}
-        on_main(self._open_files, "rank 0 to open its trackers")
-        self.log(begins | {"environment": known})
-        if advice := slow_precision(self.config, self.device):
-            self.log(event("slow_precision", step, advice))
-
-    def _open_files(self) -> None:
-        """config.yaml and the trackers, where rank 0 has them."""
-        folder = self.folder
-
-        def newest_checkpoint() -> str:
-            return next((f"step {step_of(path)}" for path in Checkpoints(folder / "checkpoints").all()), "")
-
-        try:
-            with atomic_file(folder / "config.yaml") as file:
-                file.write_text(to_yaml(self.config), encoding="utf-8")
-            tracked = TrackedRun(folder, run_id(folder), self.config, self.plan, self.progress.step)
-            launcher = f"{self.world.launcher}, {describe_network(self.world)}"
-            self.trackers.trackers += open_trackers(tracked, launcher, newest_checkpoint)
-        except OSError as error:
-            raise InputError(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
-
-    def _what_changed(self, plan: Plan) -> str:
-        keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
-        before, now = ({key: asdict(one)[key] for key in keys} for one in (plan, self.plan))
-        changed = "".join(f"; {change}" for change in diff(before, now))
-        aside = f"; damaged and left aside: {', '.join(path.name for path in self.damaged)}" if self.damaged else ""
-        return f"at step {self.progress.step} of {self.plan.steps}{changed}{aside}"
 
     def log(self, record: Record) -> None:
         """Give a record to the trackers, which are rank 0's."""
@@ -286,28 +236,3 @@ class Run:
             progress=self.progress, config=to_dict(self.config), plan=self.plan, classes=data.classes,
             image_size=data.images.shape[1], normalize=self.images.normalize,
         )  # fmt: skip
-
-    def _finish(self) -> None:
-        """Write the weights, and end the trackers. Raises DistcnnError for what could not be written."""
-        step, evaluation = self.progress.step, self.evaluation
-        assert evaluation is not None
-        lost = on_main(self._write_weights, "rank 0 to write the weights")
-        status, message = ("failed", f"could not write {'; '.join(lost)}") if lost else ("done", "")
-        self.log(event(status, step, message or f"{evaluation.accuracy:.2%}"))
-        report = self.config.tracking.report and not report_page.missing()
-        summary = summary_fields(evaluation, self.progress, self.plan, self.folder)
-        lost += self.trackers.finish(status, summary | ({"report": self.folder / "report.html"} if report else {}))
-        if lost:
-            raise DistcnnError(f"trained to the end, step {step}, but could not write {'; '.join(lost)}")
-
-    def _write_weights(self) -> list[str]:
-        """The model, beside its checkpoint; returns what could not be written."""
-        step, problem = self.progress.step, self.writer.problem
-        lost = [f"the checkpoint of step {step}, which {problem}"] if problem else []
-        try:
-            with self.averages.swapped_in():
-                final = self.checkpoint()
-                save_safetensors(self.folder / "model.safetensors", final.model, final.description)
-        except OSError as error:
-            lost.append(f"model.safetensors ({error})")
-        return lost

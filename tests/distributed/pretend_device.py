@@ -16,6 +16,7 @@ import time
 import torch
 
 import distcnn.training.run
+import distcnn.training.start_and_end
 from distcnn.checkpoint.file import Checkpoints
 from distcnn.cli import program
 from distcnn.distributed import peers
@@ -86,7 +87,7 @@ if __name__ == "__main__":
     if "nccl" in WORDS:
         torch._C._distributed_c10d._dump_nccl_trace_json = trace
     if "saves" in WORDS:
-        distcnn.training.run.Checkpoints = Slow
+        distcnn.training.start_and_end.Checkpoints = Slow
     if "hidden" in WORDS:
         peers._seen = lambda _: None
     program()
