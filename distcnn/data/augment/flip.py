@@ -35,4 +35,6 @@ class Flip(ImageOperation):
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Images [n, H, W, C] → those that are drawn mirrored."""
-        return torch.where(draws["mirrored"].bool()[:, None, None, None], images.flip(2), images)
+        n, both = len(images), torch.cat((images, images.flip(2)))
+        # Whole images are gathered: `torch.where` over the bytes takes twice as long on a CPU.
+        return both.index_select(0, draws["mirrored"] * n + torch.arange(n, device=images.device))

@@ -66,7 +66,7 @@ class OnBytes(Part):
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Images [n, H, W, C] uint8 and their draws [K, n], on one device → images of the same shape."""
-        rest = list(zip(self.operations, self.unpack(draws), strict=True))
+        rest = list(zip(self.operations, self.unpack(draws), strict=True)) if self.operations else []
         while rest:
             (one, drawn), (other, others) = rest.pop(0), rest[0] if rest else (None, {})
             if isinstance(one, Flip) and isinstance(other, Crop):
@@ -91,7 +91,7 @@ class OnFloats(Part):
 
         Returns images [n, H', W', C] float32 and labels, [n] int64 or [n, classes] float32 probabilities.
         """
-        for operation, drawn in zip(self.operations, self.unpack(draws), strict=True):
+        for operation, drawn in zip(self.operations, self.unpack(draws) if self.operations else (), strict=True):
             if isinstance(operation, BatchOperation):
                 images, labels = operation(images, labels, drawn, step)
             elif isinstance(operation, ImageOperation):

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distcnn.data.augment.operation import Places
 from distcnn.data.augment.pipeline import Pipeline
 from distcnn.data.loaders.batch import Batch, Finish
 from distcnn.data.preprocess import Preprocess
-from distcnn.data.samplers import MicroBatchSampler
+from distcnn.data.samplers import MicroBatch, MicroBatchSampler
 from distcnn.data.sources.image_set import ImageSet
 from distcnn.distributed.device import whose
 from distcnn.distributed.memory import free_bytes, resident_problem
@@ -42,9 +43,14 @@ class ResidentLoader:
         order = self.preprocess.to_device(order)
         for micro in self.sampler.micro_batches():
             rows = order[micro.start : micro.stop]
-            images = on_bytes(self.images.index_select(0, rows), early[:, micro.start : micro.stop])
+            images = on_bytes(self.images.index_select(0, rows), _columns(early, micro))
             labels = self.labels.index_select(0, rows)
-            yield self.finish(images, labels, late[:, micro.start : micro.stop], micro)
+            yield self.finish(images, labels, _columns(late, micro), micro)
+
+
+def _columns(draws: Tensor, micro: MicroBatch) -> Tensor:
+    """Draws [K, N] → [K, n] of a micro-batch; where K is 0, as they are: a view costs microseconds of each step."""
+    return draws[:, micro.start : micro.stop] if len(draws) else draws
 
 
 def resident_bytes(data: ImageSet) -> int:
