@@ -1,4 +1,4 @@
-"""A connection from rank to rank that closes when a process dies: whoever listens at it knows at once."""
+"""A connection from rank to rank that closes when a process dies: the rank that listens knows at once."""
 
 import threading
 from collections.abc import Callable
@@ -15,15 +15,15 @@ _PATIENCE_S = 10.0
 
 
 class Lifeline:
-    """Each rank listens, in a thread, for a word that the next rank says at its end. If that one dies, gloo says so.
+    """Each rank listens, in a thread, for the message that the next rank sends at its end. If it dies, gloo raises.
 
-    For ranks that stand in a wait for the device: NCCL's kernels tell nobody that another rank has gone. It costs
-    nothing while it is not needed, and, unlike a look at processes, it reaches from host to host. A host that loses its
-    power closes nothing: the Watchdog's beats are for that.
+    For ranks that wait for the device: NCCL's kernels tell nobody that another rank has gone. It costs nothing while it
+    is not needed, and, unlike a look at processes, it reaches from host to host. A host that loses its power closes
+    nothing: the Watchdog's heartbeats are for that.
     """
 
     def __init__(self, rank: int, size: int, lost: Callable[[int, str], None]):
-        """A collective. `lost` is called, in the thread, with the rank that has gone, and gloo's words."""
+        """A collective. `lost` is called, in the thread, with the rank that has gone, and gloo's message."""
         self.next, self.before, self.lost = (rank + 1) % size, (rank - 1) % size, lost
         self.group: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
         watch_group(self.group)
@@ -31,7 +31,7 @@ class Lifeline:
         self.listener.start()
 
     def close(self) -> None:
-        """Say the word, and hear it. Called by all ranks, once none of them will fail any more."""
+        """Send the message, and wait for it. Called by all ranks, once none of them will fail any more."""
         dist.send(torch.zeros(1), dst=self.before, group=self.group)
         self.listener.join(_PATIENCE_S)
 

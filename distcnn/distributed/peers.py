@@ -1,43 +1,34 @@
-"""Notices within seconds that another rank's process has gone, wherever this one stands, and tells all ranks."""
+"""Detects within seconds that another rank's process has gone, wherever this one stands, and tells all ranks."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from distcnn.distributed.lifeline import Lifeline
+from distcnn.distributed.process import RankProcess, has_ended
 from distcnn.distributed.world import World
 from distcnn.errors import LostRankError, first_line
 
 _PAUSE_S = 1.0
-STILL_S = 2.0  # until then gloo's own words, from an exchange of the main thread, come first
+STILL_S = 2.0  # until then gloo's own message, from a collective of the main thread, comes first
 _KEY = "lost"  # in the store: who has found it, and what to say
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Of a rank's process."""
-
-    host: str
-    pid: int
-    born: float  # the process's creation time: another process may get its number
-
-
 class Peers:
-    """The processes of the other ranks.
+    """Watches the processes of the other ranks; `lost` is what to raise, on every rank, once one of them has gone.
 
     Those of this host are looked at while this rank stands still; a container may hide them, and then they are not. On
-    GPUs each rank has a Lifeline to the next one too. Whoever finds that one has gone writes it into the store, for
-    those on other hosts. `lost` is then what to raise, on every rank.
+    GPUs each rank has a Lifeline to the next one too. The rank that finds that one has gone writes it into the store,
+    for those on other hosts.
     """
 
-    def __init__(self, world: World, store: Any, stood: Callable[[], float], *, lifeline: bool):
-        self.world, self.store, self.stood, self.with_lifeline = world, store, stood, lifeline
-        self.identities: Sequence[Identity] = ()
+    def __init__(self, world: World, store: Any, stood_s: Callable[[], float], *, lifeline: bool):
+        """`stood_s` returns the seconds that this rank has stood still; with `lifeline` there is one."""
+        self.world, self.store, self.stood_s, self.with_lifeline = world, store, stood_s, lifeline
+        self.processes: Sequence[RankProcess] = ()
         self.visible: dict[int, psutil.Process] = {}
         self.lifeline: Lifeline | None = None
         self.lost: LostRankError | None = None
@@ -45,11 +36,11 @@ class Peers:
         self.lock = threading.Lock()
         self.done = threading.Event()
 
-    def begin(self, identities: Sequence[Identity]) -> None:
-        """A collective; `identities` are those of all ranks."""
-        self.identities = identities
-        for rank, one in enumerate(identities):
-            if rank != self.world.rank and (process := _seen(one)):
+    def begin(self, processes: Sequence[RankProcess]) -> None:
+        """Begin to watch the `processes` of all ranks, given by rank. A collective."""
+        self.processes = processes
+        for rank, one in enumerate(processes):
+            if rank != self.world.rank and (process := one.found()):
                 self.visible[rank] = process
         self.telling = self.store.clone()  # made now: where the store has gone, to connect to it would take long
         if self.with_lifeline:
@@ -57,11 +48,11 @@ class Peers:
         threading.Thread(target=self._look, name="distcnn-peers", daemon=True).start()
 
     def leave(self) -> None:
-        """From now on ranks may end: nobody is lost any more."""
+        """Let ranks end from now on: none counts as lost any more."""
         self.done.set()
 
     def close(self) -> None:
-        """All ranks have left: let go of the lifeline."""
+        """Close the lifeline, once all ranks have left."""
         if self.lifeline is not None:
             self.lifeline.close()
 
@@ -69,9 +60,9 @@ class Peers:
         try:
             store = self.store.clone()
             while not self.done.wait(_PAUSE_S) and self.lost is None:
-                if self.stood() > STILL_S:
+                if self.stood_s() > STILL_S:
                     for rank, process in self.visible.items():
-                        if _gone(process):
+                        if has_ended(process):
                             self._lose(rank, "its process has ended")
                 if self.lost is None and store.check([_KEY]):
                     self._set(_said(store.get(_KEY)), own=False)
@@ -82,8 +73,8 @@ class Peers:
                 self._set(what, own=True)
 
     def _lose(self, rank: int, why: str) -> None:
-        """The main thread learns it at once; the store, which may be silent for long, and who was first, afterwards."""
-        one, finder = self.identities[rank], str(self.world.rank)
+        """Tell the main thread at once, and then the store, which may be silent for long, and knows who was first."""
+        one, finder = self.processes[rank], str(self.world.rank)
         text = f"rank {rank} of {self.world.size} on {one.host}, process {one.pid}, has gone: {why}"
         found = self._set(text, own=True)
         if found is None:
@@ -97,7 +88,7 @@ class Peers:
             self.lost = LostRankError(_said(value), own=False)
 
     def _set(self, text: str, *, own: bool) -> LostRankError | None:
-        """What `lost` is from now on; None where nobody may be lost any more, or one was before."""
+        """Set `lost` and return it; None where ranks may end already, or one was lost before."""
         with self.lock:
             if self.done.is_set() or self.lost is not None:
                 return None
@@ -107,23 +98,3 @@ class Peers:
 
 def _said(value: bytes) -> str:
     return value.decode().partition("\n")[2]
-
-
-def _seen(one: Identity) -> psutil.Process | None:
-    """The process, if it is on this host and not hidden from here."""
-    try:
-        process = psutil.Process(one.pid)
-        here = one.host == socket.gethostname() and abs(process.create_time() - one.born) < 1
-    except psutil.Error:
-        return None
-    return process if here else None
-
-
-def _gone(process: psutil.Process) -> bool:
-    """Whether it has ended; its launcher may not have asked for its exit code yet."""
-    try:
-        return not process.is_running() or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
-        return False

@@ -17,24 +17,24 @@ class Watch:
         self.data_s = 0.0  # it has made, or waited for, batches
 
     def enter(self, phase: str) -> None:
-        """The main thread begins something else. Called several times a step; costs next to nothing."""
+        """Note that the main thread begins another phase. Called several times a step; costs next to nothing."""
 
     def each(self, items: Iterable[T], phase: str) -> Iterator[T]:
-        """Enter the phase anew for each of the items."""
+        """Enter the phase anew for each of the items, and yield it."""
         for item in items:
             self.enter(phase)
             yield item
 
     def steps_done(self, step: int) -> None:
-        """The main thread has done so many steps."""
+        """Note that the main thread has done `step` steps."""
 
     def wait_for_device(self) -> float:
-        """Wait until the device has done what it was given; returns the seconds. On a CPU nothing happens.
+        """Wait until the device has done what it was given; return the seconds. On a CPU do nothing.
 
         May raise LostRankError where another rank is known to have gone.
         """
         return 0.0
 
     def device_busy_s(self) -> float:
-        """The device's own seconds in the steps since the last call, after `wait_for_device`."""
+        """Return the device's own seconds in the steps since the last call, after `wait_for_device`."""
         return 0.0

@@ -19,7 +19,7 @@ import distcnn.training.run
 import distcnn.training.start_and_end
 from distcnn.checkpoint.file import Checkpoints
 from distcnn.cli import program
-from distcnn.distributed import peers
+from distcnn.distributed.process import RankProcess
 from distcnn.distributed.watchdog import Watchdog
 
 RANK = os.environ.get("RANK", "0")
@@ -89,5 +89,5 @@ if __name__ == "__main__":
     if "saves" in WORDS:
         distcnn.training.start_and_end.Checkpoints = Slow
     if "hidden" in WORDS:
-        peers._seen = lambda _: None
+        RankProcess.found = lambda _: None
     program()

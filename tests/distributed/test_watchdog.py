@@ -35,7 +35,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(synthetic, tmp_path, ranks, vi
     assert "Traceback" not in err
 
 
-def test_a_rank_that_stops_before_its_first_beat_is_known_all_the_same(synthetic, tmp_path):
+def test_a_rank_that_stops_before_its_first_heartbeat_is_known_all_the_same(synthetic, tmp_path):
     (tmp_path / "stops.py").write_text(
         "from distcnn.models.simple import SimpleCNN\nimport os, signal\n"
         "class Stops(SimpleCNN):\n"
@@ -82,7 +82,7 @@ def test_a_rank_that_dies_ends_the_others_without_their_tracebacks(synthetic, tm
 def test_one_rank_alone_may_take_its_time():
     with Watchdog(World(), None, 0.01, end=pytest.fail) as watch:
         assert list(watch.each("ab", "evaluation")) == ["a", "b"]
-        assert (watch.phase, watch.moves) == ("evaluation", 2)
+        assert (watch.phase, watch.phase_count) == ("evaluation", 2)
         watch.done.wait(0.2)
         watch.steps_done(7)
-    assert (watch.step, watch.moves) == (7, 0)
+    assert (watch.step, watch.phase_count) == (7, 0)

@@ -7,14 +7,15 @@ import pytest
 from benchmarks.gpu.rates import covered
 from distcnn.distributed.device_clock import DevicePlace
 from distcnn.distributed.flight_recorder import first_unmatched
-from distcnn.distributed.watchdog import Beat
+from distcnn.distributed.heartbeat import Heartbeat
+from distcnn.distributed.process import RankProcess
 from tests.gpu.ranks_faults import SPUN, UNENDED
 
 
 def said(device):
     """As the watchdog's report says it of a rank that is behind."""
-    beat = Beat(9, "host", 17, 0.0, 20, 3, "log", "", device)
-    return f"rank 1 on {beat.host}, process {beat.pid}: alive, but behind the others, in log{beat.progress}, at"
+    one = Heartbeat(9, RankProcess("host", 17, 0.0), 20, 3, "log", "", device)
+    return f"rank 1 on {one.process.host}, process {one.process.pid}: alive, but behind the others, in log{one.progress}, at"
 
 
 def test_where_a_spinning_device_stands_is_found_in_the_report():

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from distcnn.distributed.peers import Identity, Peers
+from distcnn.distributed.peers import Peers
+from distcnn.distributed.process import RankProcess
 from distcnn.distributed.world import World
 
 GONE = "rank 1 of 3 on b, process 11, has gone: its process has ended"
@@ -25,7 +26,7 @@ class Store:
 
 def peers(store, rank=0):
     made = Peers(World(rank=rank, size=3), store, lambda: 0.0, lifeline=False)
-    made.identities, made.telling = [Identity(host, 10 + i, 0.0) for i, host in enumerate("abc")], store
+    made.processes, made.telling = [RankProcess(host, 10 + i, 0.0) for i, host in enumerate("abc")], store
     return made
 
 

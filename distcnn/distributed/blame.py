@@ -1,0 +1,41 @@
+"""Which ranks are to blame when nothing moves, and what is said of them."""
+
+from collections.abc import Iterator, Mapping
+
+from distcnn.distributed.heartbeat import Heartbeat, Heartbeats
+
+
+def blamed(heartbeats: Heartbeats, missing: set[int]) -> Iterator[str]:
+    """Yield the lines of a report: the missing ranks, else those that are behind, each with its place and its stack.
+
+    A missing process of this host is killed, so that its launcher does not wait for it.
+    """
+    ranks = missing or behind(heartbeats.newest)
+    if ranks == heartbeats.ranks:
+        yield "all ranks stand at the same place: is the network between them broken?"
+        ranks = {heartbeats.me}
+    for rank in sorted(ranks & set(heartbeats.newest)):
+        one = heartbeats.newest[rank]
+        state = "alive, but behind the others, in"
+        if rank in missing:
+            state = f"no sign of life for {heartbeats.silent_s(rank):.0f} s, last seen in"
+        yield (
+            f"rank {rank} on {one.process.host}, process {one.process.pid}: {state} {one.phase} of step {one.step + 1}"
+            f"{one.progress}, at"
+        )
+        yield one.stack.rstrip()
+        if rank in missing and one.process.kill():
+            yield f"rank {rank}'s process is killed, so that nobody waits for it"
+
+
+def behind(heartbeats: Mapping[int, Heartbeat]) -> set[int]:
+    """Return the ranks that are behind; all of them where none is.
+
+    Where a device stands still, the hosts go on until they come to wait for theirs, or have issued as much as it takes.
+    So the devices count, where all are known and differ, and otherwise the hosts.
+    """
+    devices = {rank: one.device for rank, one in heartbeats.items() if one.device is not None}
+    if len(devices) == len(heartbeats) and len({*devices.values()}) > 1:
+        return {rank for rank, device in devices.items() if device == min(devices.values())}
+    least = min((one.place for one in heartbeats.values()), default=(0, 0))
+    return {rank for rank, one in heartbeats.items() if one.place == least}
