@@ -82,6 +82,10 @@ class Registry:
             raise InputError(f"{target}: {error}" if name in self.targets else str(error)) from error
         if not callable(part):
             raise InputError(f"{target} is not callable")
+        try:
+            inspect.signature(part)
+        except ValueError as error:  # some of those that are written in C
+            raise InputError(f"{target} does not tell what it takes: call it in a function of your own") from error
         return part
 
     def arguments(self, name: str) -> list[Argument]:

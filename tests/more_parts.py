@@ -32,6 +32,13 @@ PARTS = {
             """Half the rate every so often."""
             return lambda step: 0.5 ** (step // span.in_steps(every))
         '''),
+    "losses": ("more-margin", '''
+        import torch.nn.functional as F
+
+        def hinge(logits, targets, *, margin: float = 1.0):
+            """The mean multi-class hinge loss."""
+            return F.multi_margin_loss(logits, targets, margin=margin)
+        '''),
     "sources": ("more-stripes", '''
         import numpy as np
         from distcnn.data.sources.image_set import ImageSet
@@ -87,6 +94,12 @@ PARTS = {
             def world(self, environment):
                 rank, size = int(environment["MORE_RANK"]), int(environment["MORE_SIZE"])
                 return World(rank, size, rank, size, 0, 1, "more", ("127.0.0.1",), int(environment["MORE_PORT"]))
+        '''),
+    "commands": ("more-hello", '''
+        def hello(parser):
+            """Say hello."""
+            parser.add_argument("--times", type=int, default=1, help="how often")
+            return lambda options: print("hello " * options.times)
         '''),
     "export_formats": ("more-state", '''
         import torch

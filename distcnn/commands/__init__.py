@@ -18,6 +18,7 @@ COMMANDS = Registry(
         "bench": "distcnn.commands.bench:bench",
         "slurm": "distcnn.commands.slurm:slurm",
         "parts": "distcnn.commands.parts:parts",
+        "complete": "distcnn.commands.complete:complete",
     },
     given=("parser",),
 )

@@ -12,6 +12,7 @@ from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.rank import LAUNCHERS
 from distcnn.registry import Registry
 from distcnn.tracking import TRACKERS
+from distcnn.training.losses import LOSSES
 
 EPILOG = """examples:
   distcnn parts                     every kind, with its names
@@ -28,6 +29,7 @@ KINDS = {
         (MODELS, "model.name"),
         (OPTIMIZERS, "optim.name"),
         (SCHEDULES, "schedule.name"),
+        (LOSSES, "loss.name"),
         (SOURCES, "data.source"),
         (OPERATIONS, "data.augment"),
         (TRACKERS, "tracking.backends"),

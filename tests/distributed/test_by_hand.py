@@ -1,5 +1,6 @@
 """Real ranks against the same steps by hand: clipping, dropout, mixing, the slowest rank and a scheduler's grace."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from distcnn.config.tree import unflatten
 from tests import by_hand
 from tests.ranks import run_ranks
 from tests.records import metrics
@@ -40,11 +42,7 @@ def start(folder: Path, name: str, ranks: int, settings: dict, **environment: st
     base = {f"{section}.{key}": value for section, keys in by_hand.SETTINGS.items() for key, value in keys.items()}
     options = base | {"name": name, "output_dir": folder / "runs"} | settings
     config = folder / f"{name}.yaml"
-    sections: dict[str, dict] = {}
-    for key, value in options.items():
-        *section, last = key.split(".")
-        (sections.setdefault(section[0], {}) if section else sections)[last] = value
-    config.write_text(json.dumps(sections, default=str))  # which is YAML
+    config.write_text(json.dumps(unflatten(copy.deepcopy(options)), default=str))  # which is YAML
     path = f"{folder}:{ROOT}"
     outcome = run_ranks(["train", config], ranks, cwd=folder, PYTHONPATH=path, **environment)
     assert outcome.codes == [0] * ranks, outcome.err

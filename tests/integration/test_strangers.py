@@ -15,6 +15,7 @@ CONFIG = """
 output_dir: {output}
 data: {{source: more-stripes, args: {{count: 48}}, image_size: 8, augment: [{{more-inverted: {{share: 0.25}}}}]}}
 model: {{name: more-linear, args: {{bias: false}}}}
+loss: {{name: more-margin, args: {{margin: 0.5}}}}
 optim: {{name: more-sign, lr: 0.01, args: {{shrink: 0.5}}}}
 schedule: {{name: more-halved, args: {{every: 2step}}}}
 train: {{duration: 4step, batch_size: 24, micro_batch: 4, threads: 1, device: cpu}}
@@ -82,6 +83,7 @@ def test_its_model_is_evaluated_and_exported_in_its_format(run, path):
         ("model.args.bais", "1", ["model.args.bais = 1", "did you mean bias? it takes bias"]),
         ("optim.args.shrink", "much", ["optim.args.shrink = much", "valid number"]),
         ("schedule.args.each", "1ep", ["schedule.args.each", "it takes every"]),
+        ("loss.args.margn", "1", ["loss.args.margn", "did you mean margin?"]),
         ("data.args.count", "few", ["data.args.count = few", "valid integer"]),
         ("data.augment", "[{more-inverted: {share: x}}]", ["more-inverted: share: ", "valid number"]),
         ("tracking.backends", "[{more-text: {path: x}}]", ["more-text: path: ", "it takes file"]),
@@ -94,6 +96,13 @@ def test_its_arguments_are_checked_like_our_own(config, path, argument, value, t
     assert outcome.err.splitlines()[0] == "distcnn: bad input"
     for text in texts:
         assert text in outcome.err, outcome.err
+
+
+def test_its_command_has_help_and_runs(path):
+    helped, said = (run_ranks(words, **{PATH: path}) for words in (["--help"], ["more-hello", "--times", "2"]))
+    assert "more-hello" in helped.out
+    assert "Say hello" in helped.out
+    assert (said.codes, said.out.strip()) == ([0], "hello hello")
 
 
 def test_without_the_package_its_names_are_unknown(config):
