@@ -12,7 +12,6 @@ exit_code() {
     said=$(cat "$DISTCNN_EXIT_CODE_FILE" 2> /dev/null || true)
     case "$said,$1" in
         ,0) echo 0 ;;
-        0,*) echo "$1" ;; # all ranks that wrote were done, and then something failed
         ,* | 75,*) echo "${2:-${said:-$1}}" ;;
         *) echo "$said" ;;
     esac

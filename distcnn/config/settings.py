@@ -208,8 +208,9 @@ def to_yaml(config: Config) -> str:
 def saved_settings(tree: Mapping[str, Any], source: str) -> Settings:
     """The Settings that `to_dict` gave, or dotted keys; `source` names where they come from."""
     settings = Settings()
-    for key, value in flatten(tree).items():
-        settings._put(key, value, source)
+    for key, value in tree.items():  # in their order: `optim.args` takes the place of all arguments before it
+        for leaf, one in (flatten({key: value}) if key in SECTIONS else {key: value}).items():
+            settings._put(leaf, one, source)
     return settings
 
 

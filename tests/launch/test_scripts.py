@@ -366,23 +366,3 @@ def test_shellcheck(monkeypatch):
         written = batch_script(ROOT / "configs" / "digits.yaml", launcher=launcher, array="0-1").text
         done = subprocess.run(["shellcheck", "--severity=warning", "-"], input=written, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize(
-    ("said", "launcher", "asked", "code"),
-    [
-        ("", 0, "", 0), ("0", 0, "", 0), ("2", 0, "", 2), ("1", 0, "", 1), ("75", 0, "", 75),
-        ("", 1, "", 1), ("0", 1, "", 1), ("0", 137, "75", 137), ("2", 1, "", 2), ("75", 1, "", 75), ("130", 1, "", 130),
-        ("", 143, "75", 75), ("75", 1, "130", 130), ("1", 1, "75", 1),
-    ],
-)  # fmt: skip
-def test_the_ranks_code_stands_above_the_launchers_but_no_crash_is_taken_for_success(
-    tmp_path, said, launcher, asked, code
-):
-    (tmp_path / "code").write_text(said)
-    script = f". slurm/rules.sh; exit_code {launcher} {asked}"
-    found = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=os.environ | {"DISTCNN_EXIT_CODE_FILE": str(tmp_path / "code")},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert found.stdout == f"{code}\n"

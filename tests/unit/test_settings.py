@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from distcnn.config.schema import Config, PartList
-from distcnn.config.settings import Settings
+from distcnn.config.settings import Settings, saved_settings
 from distcnn.errors import DeviceError, InputError
 
 
@@ -234,6 +234,8 @@ def test_a_whole_mapping_takes_the_place_of_all_before_it():
     assert args_of(settings.update({"model.args": {"width": 8}})) == {"width": 8}
     assert args_of(settings.update({"model.args": {}})) == {}
     assert args_of(settings.update({"model.args": 5}).update({"model.args.width": 2})) == {"width": 2}
+    tree = {"model.args.width": 4, "model.args": {}, "model": {"name": "resnet9"}}
+    assert args_of(saved_settings(tree, "here")) == {}
     with pytest.raises(InputError, match=r"model\.args = 5 "):
         settings.update({"model.args": 5}).check(1)
 
