@@ -101,7 +101,7 @@ def test_weights_alone_need_images_to_be_compared_on(runs, tmp_path, capsys):
 
 
 def test_every_wrong_format_is_told_at_once(tmp_path, capsys):
-    assert main(["export", str(tmp_path), "--format", "onx", "builtins:dict", "distcnn:nothing"]) == 2
+    assert main(["export", str(tmp_path), "--format", "onx", "fractions:Fraction", "distcnn:nothing"]) == 2
     err = capsys.readouterr().err
-    for problem in ("--format onx: unknown; did you mean onnx?", "builtins:dict: should be a subclass", "nothing"):
+    for problem in ("--format onx: unknown; did you mean onnx?", "fractions:Fraction: should be a subclass", "nothing"):
         assert problem in err
