@@ -179,7 +179,8 @@ def test_as_a_slurm_array_each_element_is_a_seed(configs):
     )
     assert outcome.codes == [0], outcome.err
     assert outcome.out.count("#SBATCH --array=2-4") == 2
-    assert '--seed "$SLURM_ARRAY_TASK_ID" --name "$name-seed$SLURM_ARRAY_TASK_ID"' in outcome.out
+    assert outcome.out.count('element="$SLURM_ARRAY_TASK_ID"') == 2
+    assert '--seed "$element" --name "$name-seed$element"' in outcome.out
 
 
 # Two GPUs are pretended in the command's own process only; its trials are real, and see none.
