@@ -51,7 +51,7 @@ def test_ranks_without_a_gpu_of_their_own_are_named_and_all_meet_over_gloo(tmp_p
     assert without["what"] == f"rank 1 on {HOST}, CUDA_VISIBLE_DEVICES = '': no GPU to use, where others have one"
     assert "--train.device cpu" in without["fix"]
     assert shared["what"] == f"ranks 0, 2 have the same GPU, GPU-a on {HOST}"
-    assert shared["fix"].startswith("start one rank a GPU (with Slurm one task a GPU: --ntasks-per-node equal to")
+    assert shared["fix"].startswith("start one rank per GPU (with Slurm one task per GPU: --ntasks-per-node equal to")
     assert report["backend"] == "gloo"
     assert len(report["links"]) == 6
 
