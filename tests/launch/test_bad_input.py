@@ -148,7 +148,7 @@ def test_under_torchrun_one_rank_speaks_and_each_exits_with_2(synthetic):
 def test_evaluate_without_a_checkpoint(tmp_path, path):
     outcome = run_ranks(["evaluate", path], cwd=tmp_path)
     assert outcome.codes == [2]
-    assert "no such run folder" in outcome.err or "holds no whole checkpoint" in outcome.err
+    assert "no such run folder" in outcome.err or "holds no valid checkpoint" in outcome.err
 
 
 def test_half_an_environment_is_refused(synthetic):
