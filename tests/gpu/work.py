@@ -44,7 +44,7 @@ def base(place: Place, **dotted: Any) -> Settings:
 def of_data(place: Place) -> Settings:
     """The real images. Raises Skip where none were given."""
     return {
-        "data.source": "folder", "data.root": str(place.needs_data()), "data.image_size": place.of(32, 16),
+        "data.source": "folder", "data.args": {}, "data.root": str(place.needs_data()), "data.image_size": place.of(32, 16),
     }  # fmt: skip
 
 
