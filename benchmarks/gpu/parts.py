@@ -134,7 +134,7 @@ def s4(place: Place) -> str:
     100,
 )
 def s5(place: Place) -> str:
-    images = of_data(place)
+    images = of_data(place, {})
     shown, accuracies = [], []
     for file in ("cifar10_speedrun_gpu", "cifar10_speedrun"):
         found: dict[str, list[float]] = {"seconds": [], "accuracy": []}

@@ -64,14 +64,14 @@ def t8(place: Place) -> str:
     40,
 )
 def t9(place: Place) -> str:
-    images = of_data(place)
     kinds = {"fp32": {}, "bf16": {"train.precision": "bf16"}, "bf16-master": {"train.precision": "bf16-master"}}
     if place.cuda:
         kinds |= {"fp16": {"train.precision": "fp16"}, "tf32": {"train.tf32": True}}
     settings = base(
         place, model__name="resnet9", model__args={"width": place.of(32, 8)}, train__batch_size=place.of(256, 20),
         train__micro_batch=place.of(256, 10), train__duration=place.of("200step", "6step"),
-    ) | images | {"loss.args": {"label_smoothing": 0.1}}  # fmt: skip
+    ) | {"loss.args": {"label_smoothing": 0.1}}  # fmt: skip
+    settings = of_data(place, settings)
     train(place, {name: settings | more for name, more in kinds.items()})
     last = {name: statistics.fmean(step_losses(runs(place) / name)[-20:]) for name in kinds}
     found = {name: loss / last["fp32"] - 1 for name, loss in last.items() if name != "fp32"}

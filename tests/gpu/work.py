@@ -41,11 +41,11 @@ def base(place: Place, **dotted: Any) -> Settings:
     return settings | {key.replace("__", "."): value for key, value in dotted.items()}
 
 
-def of_data(place: Place) -> Settings:
-    """The real images. Raises Skip where none were given."""
-    return {
-        "data.source": "folder", "data.args": {}, "data.root": str(place.needs_data()), "data.image_size": place.of(32, 16),
-    }  # fmt: skip
+def of_data(place: Place, settings: Settings) -> Settings:
+    """The same settings on the real images. Raises Skip where none were given."""
+    kept = {key: value for key, value in settings.items() if not key.startswith("data.args")}
+    size = place.of(32, 16)
+    return kept | {"data.source": "folder", "data.root": str(place.needs_data()), "data.image_size": size}
 
 
 def words(settings: Mapping[str, Any]) -> list[str]:
