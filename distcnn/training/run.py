@@ -161,7 +161,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return self._life.__exit__(kind, error, trace)
+        life = self._life
+        # It holds the run: as a circle they would keep rank 0's store, and its port, until the next garbage collection.
+        del self._life
+        return life.__exit__(kind, error, trace)
 
     @contextmanager
     def _lifetime(self) -> Iterator[None]:
