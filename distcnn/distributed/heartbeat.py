@@ -62,8 +62,11 @@ class Heartbeats:
     def begin(self) -> list[RankProcess]:
         """Exchange the first ones; returns the processes of all ranks. A collective.
 
-        So a rank that stops before it has posted one can still be named.
+        So a rank that stops before it has posted one can still be named. From here on the store itself is let go:
+        rank 0's listens at its port for as long as anything refers to it, and what watches outlives the group.
         """
+        if self.store is not None:
+            self.store = self.store.clone()  # a connection of its own, which may block
         first = gather_objects(self.own(0))
         for rank in self.ranks:
             self._keep(rank, first[rank])
@@ -72,11 +75,10 @@ class Heartbeats:
     def exchange(self, done: threading.Event, stuck: Callable[[], bool]) -> None:
         """Post and read heartbeats until `done`; those of all `ranks` are read only where this one is `stuck`.
 
-        In a thread of its own, over a connection of its own, which may block: the store is served by a rank, or by
-        torchrun's agent.
+        In a thread of its own, for it may block: the store is served by a rank, or by torchrun's agent.
         """
         try:
-            store, count = self.store.clone(), 0
+            store, count = self.store, 0
             while not done.wait(self.pause_s if count else 0):
                 count += 1
                 own = self.own(count)

@@ -42,7 +42,8 @@ class Peers:
         for rank, one in enumerate(processes):
             if rank != self.world.rank and (process := one.found()):
                 self.visible[rank] = process
-        self.telling = self.store.clone()  # made now: where the store has gone, to connect to it would take long
+        # Made now: where the store has gone, to connect to it would take long. It is let go: see Heartbeats.begin.
+        self.telling, self.store = self.store.clone(), self.store.clone()
         if self.with_lifeline:
             self.lifeline = Lifeline(self.world.rank, self.world.size, self._lose)
         threading.Thread(target=self._look, name="distcnn-peers", daemon=True).start()
@@ -58,7 +59,7 @@ class Peers:
 
     def _look(self) -> None:
         try:
-            store = self.store.clone()
+            store = self.store
             while not self.done.wait(_PAUSE_S) and self.lost is None:
                 if self.stood_s() > STILL_S:
                     for rank, process in self.visible.items():

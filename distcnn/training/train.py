@@ -1,6 +1,5 @@
 """A whole training: what the command line and the Python API both call."""
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,4 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     run = Run(config, world, stop)
     with run:
         evaluation = fit(run)
-    result = Result(run.folder, run.plan, run.progress, evaluation)
-    del run
-    gc.collect()  # what is left of it in cycles, such as rank 0's store, whose port the next group may want
-    return result
+    return Result(run.folder, run.plan, run.progress, evaluation)

@@ -244,3 +244,20 @@ print([name for name in {VARIABLES} if name in os.environ])
 """
     outcome = run_ranks([], [mpirun(rank, 2, f"named-{os.getpid()}") for rank in range(2)], program=["-c", program])
     assert outcome.out.splitlines() == ["0 2 0 2 2", "[]", "1 2 1 2 2", "[]"], outcome.err
+
+
+TRAINS = """
+import gc, os, socket, sys
+gc.disable()  # what refers to itself in a circle stays
+import distcnn
+distcnn.train(sys.argv[1], {"tracking.console": False, "train.duration": "2step"})
+if os.environ["RANK"] == "0":
+    socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"]))).close()
+    print("the port is free")
+"""
+
+
+def test_a_training_that_has_ended_gives_its_port_back(synthetic):
+    outcome = run_ranks([synthetic], 2, program=("-c", TRAINS))
+    assert outcome.codes == [0, 0], outcome.err
+    assert "the port is free" in outcome.out
