@@ -1,12 +1,7 @@
 """`distcnn export MODEL --format …`: a trained model for other programs, its preprocessing inside, and verified."""
 
-from pathlib import Path
-
 from distcnn.commands.parser import Handler, Options, Parser, add_model, add_views, positive_int
-from distcnn.errors import InputError
-from distcnn.files import atomic_file
 from distcnn.inference.export import FORMATS
-from distcnn.text import plural
 
 EPILOG = """examples:
   distcnn export runs/digits --format onnx
@@ -18,7 +13,6 @@ that, and the model card says how), of any n, and gives float32 probabilities [n
 test-time views are inside. It is computed in float32. What was written is loaded again and compared with PyTorch's own
 result on real images: the run's test images, or --images.
 """
-_DEPLOYED = {"train.device": "cpu", "train.precision": "fp32", "model.channels_last": False, "model.compile": False}
 
 
 def export(parser: Parser) -> Handler:
@@ -34,33 +28,7 @@ def export(parser: Parser) -> Handler:
 
 
 def run(options: Options) -> None:
-    """Export, verify, write the card, and print what was found. Raises InputError, or DistcnnError where it differs."""
-    from distcnn.inference.card import card
-    from distcnn.inference.export.base import chosen_formats
-    from distcnn.inference.export.verify import check_difference, given_images, probabilities, run_images
-    from distcnn.inference.model import load_model
-    from distcnn.inference.predictor import Predictor
+    """Export as asked. Raises InputError, or DistcnnError where what was written differs from the model."""
+    from distcnn.inference.export.export import Request, export_model
 
-    formats = chosen_formats(options.format)
-    trained = load_model(options.model, _DEPLOYED | ({"eval.views": options.views} if options.views else {}))
-    if options.images:
-        images, source = given_images(trained, options.images, options.count), ", ".join(options.images)
-    else:
-        images, source = run_images(trained, options.count)
-    given = Path(options.model)
-    folder = Path(options.output) if options.output else (given if given.is_dir() else given.parent) / "export"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        expected = probabilities(Predictor(trained).probabilities, images)
-        found = {}
-        for one in formats:
-            with atomic_file(folder / one.file) as aside:
-                one.write(trained, aside)
-                found[one.file] = check_difference(probabilities(one.load(aside), images), expected, one.file)
-            difference = f"largest difference {found[one.file]:.2g} on {plural(len(images), 'image')} of {source}"
-            print(f"{folder / one.file}: {difference}")
-        with atomic_file(folder / "README.md") as aside:
-            aside.write_text(card(trained, options.model, found, len(images)), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {folder}: {error.strerror or error}; give a folder that can be written") from error
-    print(f"{folder / 'README.md'}: the model card")
+    export_model(Request(options.model, options.format, options.output, options.images, options.count, options.views))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from distcnn.commands import COMMANDS
+from distcnn.config.keys import KEYS, SECTIONS
+from distcnn.config.keys import documented_keys as config_keys
 from distcnn.errors import InputError
 from distcnn.text import listed
 
@@ -85,8 +87,6 @@ class Parser(argparse.ArgumentParser):
         """The own option that was probably meant, if it is more similar than every key of the config."""
         keys: Iterable[str] = ()
         if self.takes_settings:
-            from distcnn.config.keys import KEYS, SECTIONS  # pydantic: a tenth of a second
-
             keys = [f"--{key}" for key in (*KEYS, *SECTIONS)]
             if "." in flag or any(key.endswith(f".{flag[2:]}") for key in keys):
                 return None
@@ -143,9 +143,9 @@ def command_parsers() -> Iterator[tuple[str, Parser]]:
 
 def documented_keys() -> str:
     """Return a text that names every key of the config, its type, default and meaning."""
-    from distcnn.config.keys import documented_keys as keys
-
-    lines = [f"  {key} <{kind}> = {default}\n      {description}\n" for key, kind, default, description in keys()]
+    lines = [
+        f"  {key} <{kind}> = {default}\n      {description}\n" for key, kind, default, description in config_keys()
+    ]
     return "keys, in the YAML file or as --section.key value:\n\n" + "".join(lines)
 
 

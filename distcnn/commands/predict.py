@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from distcnn.commands.parser import Handler, Options, Parser, add_model, add_views, positive_int
+from distcnn.distributed.world import world_from
 from distcnn.errors import DistcnnError, InputError
 from distcnn.inference.output import WRITERS
 
@@ -44,7 +45,6 @@ def run(options: Options) -> None:
     paths = find_images(options.paths, problems)
     if problems:
         raise InputError(problems)
-    from distcnn.distributed.world import world_from
     from distcnn.inference.predict import Request, predict_files
 
     overrides = {"train.device": options.device, **({"eval.views": options.views} if options.views else {})}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from distcnn.commands.parser import Handler, Options, Parser
 from distcnn.errors import InputError
-from distcnn.report.page import missing, write_page
 from distcnn.runs.history import read_history
 
 EPILOG = """examples:
@@ -28,6 +27,8 @@ def report(parser: Parser) -> Handler:
 
 def run(options: Options) -> None:
     """Write the report, and print where it is. Raises InputError."""
+    from distcnn.report.page import missing, write_page
+
     folders = [Path(folder) for folder in dict.fromkeys(options.runs)]
     if problem := missing():
         raise InputError(f"distcnn report: {problem}")

@@ -26,8 +26,6 @@ def run(options: Options) -> None:
         settings = load_settings(options.config, options.settings, options.problems)
         if options.quiet:
             settings.update({"tracking.console": False})
-        from distcnn.distributed.stop import StopRequest
-        from distcnn.training.build import checked
-        from distcnn.training.train import train
+        from distcnn.training.train import train_as_told
 
-        train(checked(settings, world), world, StopRequest(signal))
+        train_as_told(settings, world, signal)

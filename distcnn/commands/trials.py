@@ -8,7 +8,6 @@ from pathlib import Path
 from distcnn.commands.parser import Handler, Options, Parser, add_json, natural_int, positive_int
 from distcnn.commands.slurm import add_resources, submit
 from distcnn.errors import DistcnnError, InputError
-from distcnn.files import atomic_file
 from distcnn.text import missing
 
 EPILOG = """examples:
@@ -55,27 +54,11 @@ def run(job: list[argparse.Action], options: Options) -> None:
         for path in paths:
             submit([str(path)], f"{options.first_seed}-{last}", options)
         return
-    from distcnn.trials.picture import write_picture
-    from distcnn.trials.plan import plan_trials, result, unfinished
-    from distcnn.trials.run import run_trials
-    from distcnn.trials.summary import summarise
-    from distcnn.trials.table import print_table
+    from distcnn.trials.compare import compare
 
-    trials = plan_trials(paths, options.settings, range(options.first_seed, options.first_seed + options.n))
-    failed = run_trials(unfinished(trials), options.settings, options.parallel)
-    groups = dict.fromkeys(trial.group for trial in trials)
-    found = summarise({
-        group: {trial.config.seed: done for trial in trials if trial.group == group and (done := result(trial))}
-        for group in groups
-    })  # fmt: skip
-    table = trials[0].folder.with_name(f"{'-vs-'.join(groups)}-trials.json")
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(table) as aside:
-        aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with atomic_file(table.with_suffix(".html")) as aside:
-        write_picture(found, aside)
-    print_table(found)
+    seeds = range(options.first_seed, options.first_seed + options.n)
+    found = compare(paths, options.settings, seeds, options.parallel)
     if options.json:
-        print(json.dumps(found), flush=True)
-    if failed:
-        raise DistcnnError(f"{len(failed)} of {len(trials)} trials failed: {'; '.join(failed)}")
+        print(json.dumps(found.summary), flush=True)
+    if found.failed:
+        raise DistcnnError(f"{len(found.failed)} of {found.count} trials failed: {'; '.join(found.failed)}")

@@ -12,7 +12,7 @@ from PIL import Image
 from distcnn.errors import InputError
 from distcnn.report.figures import Figure, confusion, reliability
 from distcnn.runs.history import History
-from distcnn.runs.predictions import Predictions
+from distcnn.runs.predictions import PREDICTIONS, Predictions, load_predictions
 from distcnn.runs.records import Record
 
 _MOST_ERRORS = 24  # shown
@@ -33,7 +33,7 @@ def evaluation(run: History) -> tuple[dict[str, Any], list[Figure]]:
     figures = [matrix] if matrix else []
     found = {"classes": per_class(classes, counts), "confused": _confused(classes, counts), "evaluated": last}
     try:
-        predictions = run.predictions()
+        predictions = load_predictions(run.folder / PREDICTIONS)
     except InputError as error:
         return found | {"problem": str(error)}, figures
     if predictions is None or predictions.step != last["step"]:

@@ -14,7 +14,6 @@ from distcnn.config.yaml_text import compose, construct
 from distcnn.errors import EXIT_PREEMPTED, InputError
 from distcnn.files import open_regular
 from distcnn.runs.folder import is_locked
-from distcnn.runs.predictions import Predictions, load_predictions
 from distcnn.runs.records import Record, parse_record
 from distcnn.text import plural
 
@@ -107,10 +106,6 @@ class History:
             "loss": last.get("loss"), "images_per_s": self.images_per_s, "updated": self.updated,
             "why": "; ".join(filter(None, (self.reason, *self.damage))),
         }  # fmt: skip
-
-    def predictions(self) -> Predictions | None:
-        """Those of the newest evaluation, if they were kept. Raises InputError where they are damaged."""
-        return load_predictions(self.folder / "predictions.npz")
 
 
 def read_history(folder: Path) -> History:

@@ -16,6 +16,8 @@ from distcnn.files import atomic_file, open_regular
 _MISTAKES = 40  # at most
 _THUMBNAIL = 96  # pixels a side, at most
 
+PREDICTIONS = "predictions.npz"  # in the run's folder
+
 
 @dataclass(frozen=True)
 class Predictions:

@@ -9,6 +9,7 @@ from distcnn.config.plan import Plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import to_dict
 from distcnn.runs.history import History, read_history
+from distcnn.runs.predictions import PREDICTIONS, load_predictions
 from distcnn.runs.records import Record
 
 _PREFIXES = {"train": "train", "eval": "test"}  # of the names of numbers, by the kind of record
@@ -40,7 +41,7 @@ class TrackedRun:
         has kept none. Raises InputError where its file is damaged.
         """
         run = self.history()
-        found, last = run.predictions(), run.evaluations[-1] if run.evaluations else None
+        found, last = load_predictions(self.folder / PREDICTIONS), run.evaluations[-1] if run.evaluations else None
         if found is None or last is None or found.step != last["step"] or "per_class" not in last:
             return []
         names = list(last["per_class"])

@@ -35,7 +35,7 @@ from distcnn.errors import InputError, OutOfMemoryError, StoppedError
 from distcnn.optim.optimizers import make_optimizer, regrouped
 from distcnn.optim.schedules import Schedule
 from distcnn.runs.folder import run_folder
-from distcnn.runs.predictions import select_predictions, write_predictions
+from distcnn.runs.predictions import PREDICTIONS, select_predictions, write_predictions
 from distcnn.runs.records import Record, event
 from distcnn.tracking.base import Trackers
 from distcnn.training import build
@@ -221,7 +221,7 @@ class Run:
             with suppress(OSError):  # a full disk: it is for the report only
                 data, step = self.images.test, self.progress.step
                 kept = select_predictions(step, data.labels, found.best, found.probabilities, data.images, data.files)
-                write_predictions(self.folder / "predictions.npz", kept)
+                write_predictions(self.folder / PREDICTIONS, kept)
         self.evaluation = found
         return found
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from distcnn.checkpoint.state import Progress
 from distcnn.config.plan import Plan
 from distcnn.config.schema import Config
+from distcnn.config.settings import Settings
+from distcnn.distributed.signals import StopSignal
 from distcnn.distributed.stop import StopRequest
 from distcnn.distributed.world import World
+from distcnn.training.build import checked
 from distcnn.training.evaluate import Evaluation
 from distcnn.training.loop import fit
 from distcnn.training.run import Run
@@ -33,3 +36,8 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     with run:
         evaluation = fit(run)
     return Result(run.folder, run.plan, run.progress, evaluation)
+
+
+def train_as_told(settings: Settings, world: World, signal: StopSignal) -> Result:
+    """Check the settings on this machine, and train until `signal` is one. Raises what `train` raises."""
+    return train(checked(settings, world), world, StopRequest(signal))

@@ -20,7 +20,7 @@ from distcnn.report.page import page
 from distcnn.runs import history
 from distcnn.runs.folder import run_folder
 from distcnn.runs.history import read_history
-from distcnn.runs.predictions import Predictions, load_predictions, write_predictions
+from distcnn.runs.predictions import PREDICTIONS, Predictions, load_predictions, write_predictions
 from distcnn.runs.records import parse_record
 from tests.written_runs import CONFIG, DONE, EVAL, RECORDS, START, TRAIN, lines, make, replaced
 
@@ -183,7 +183,7 @@ def test_a_folder_that_vanishes_while_it_is_read_is_read_as_far_as_it_was(tmp_pa
     found = read_history(make(tmp_path / "run"))
     assert (found.records, found.settings) == (RECORDS, {})
     assert found.damage == ("config.yaml: No such file or directory",)
-    assert (found.state, found.predictions()) == ("done", None)
+    assert (found.state, load_predictions(found.folder / PREDICTIONS)) == ("done", None)
 
 
 def test_a_folder_that_cannot_be_listed_is_bad_input(tmp_path, capsys):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 from torch import Tensor
+from torchvision.transforms.v2 import functional as V
 
 from distcnn.config.schema import Config, Int
 from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
@@ -64,7 +65,6 @@ class RandAugment(ImageOperation):
 
 def apply(name: str, images: Tensor, strength: float) -> Tensor:
     """One operation on [n, 3, H, W] uint8; strength in -1…1, of which some take the amount alone. Gaps are black."""
-    from torchvision.transforms.v2 import functional as V  # late: it takes a second
 
     def moved(x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0) -> Tensor:
         shear, offset = [float(np.degrees(np.arctan(s))) for s in (shear_x, shear_y)], [int(x), int(y)]

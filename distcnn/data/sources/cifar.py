@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
 from rich.progress import wrap_file
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from distcnn.config.schema import Config, DataConfig
 from distcnn.data.sources.image_set import ImageSet, Split, of_32_pixels
@@ -61,16 +63,12 @@ def cifar10(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = Non
 
     With `url` another archive in the same format is taken, whose own checksum, `md5`, stands for those of its files.
     """
-    from torchvision.datasets import CIFAR10  # late: it takes a second
-
     return _cifar("cifar10", CIFAR10, Path(config.root), split, url, md5)
 
 
 @checked_by(_checksum_of_a_url)
 def cifar100(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = None) -> ImageSet:
     """Give the 60,000 images of CIFAR-100, as `cifar10` does."""
-    from torchvision.datasets import CIFAR100  # late: it takes a second
-
     return _cifar("cifar100", CIFAR100, Path(config.root), split, url, md5)
 
 
@@ -107,8 +105,6 @@ def _files(dataset: Any) -> list[str]:
 
 
 def _read(path: Path, md5: str | None) -> dict[str, Any]:
-    from torchvision.datasets.utils import check_integrity
-
     if not path.is_file() or not check_integrity(path, md5):
         raise ValueError(f"{path.name} is missing, or is not the original")
     content = _Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
@@ -126,8 +122,6 @@ def _images(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _download(source: str, dataset: Any, root: Path, url: str, md5: str) -> None:
     """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
-    from torchvision.datasets.utils import check_integrity
-
     # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
     aside = root / f".{source}.partial"
     shutil.rmtree(aside, ignore_errors=True)
