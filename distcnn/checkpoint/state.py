@@ -50,8 +50,7 @@ class Checkpoint:
     @property
     def description(self) -> ModelDescription:
         """What it takes to use the model."""
-        step = self.progress.step
-        epoch = -(-step // self.plan.steps_per_epoch)
+        step, epoch = self.progress.step, self.plan.epoch_of(self.progress.step)
         return ModelDescription(self.config, self.classes, self.image_size, self.normalize, step, epoch)
 
     def to_dict(self) -> dict[str, Any]:
