@@ -1,7 +1,12 @@
 """A package of a stranger's: one part of every kind, outside of distcnn, known to it by entry points alone."""
 
+import re
 from pathlib import Path
 from textwrap import dedent
+
+from tests.packages import install
+
+_DEFINED = re.compile(r"^(?:def|class) (\w+)", re.MULTILINE)
 
 # Kind (the entry point group is distcnn.<kind>) → name, and the module that is all it takes.
 PARTS = {
@@ -122,20 +127,10 @@ PARTS = {
 }  # fmt: skip
 
 
-def install(folder: Path) -> None:
-    """Write the package and its metadata into a folder that is to be on the path, as pip would."""
-    info = folder / "more_parts-1.0.dist-info"
-    info.mkdir(parents=True)
-    (folder / "more_parts").mkdir()
-    (folder / "more_parts" / "__init__.py").touch()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-parts\nVersion: 1.0\n")
-    points = ""
-    for kind, (name, text) in PARTS.items():
-        (folder / "more_parts" / f"{kind}.py").write_text(dedent(text).lstrip())
-        thing = next(
-            line.split()[1].split("(")[0].rstrip(":")
-            for line in dedent(text).splitlines()
-            if line.startswith(("def ", "class "))
-        )
-        points += f"[distcnn.{kind}]\n{name} = more_parts.{kind}:{thing}\n"
-    (info / "entry_points.txt").write_text(points)
+def install_more_parts(folder: Path) -> None:
+    """Install the package into a folder that is to be on the path."""
+    texts = {kind: dedent(text).lstrip() for kind, (_, text) in PARTS.items()}
+    modules = {f"more_parts/{kind}.py": text for kind, text in texts.items()}
+    things = {kind: _DEFINED.search(text)[1] for kind, text in texts.items()}  # type: ignore[index]
+    points = {f"distcnn.{kind}": {name: f"more_parts.{kind}:{things[kind]}"} for kind, (name, _) in PARTS.items()}
+    install(folder, "more_parts", {"more_parts/__init__.py": "", **modules}, points)

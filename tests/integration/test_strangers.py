@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.more_parts import PARTS, install
+from tests.more_parts import PARTS, install_more_parts
 from tests.ranks import free_port, run_ranks
 from tests.records import metrics
 
@@ -26,7 +26,7 @@ tracking: {{backends: [{{more-text: {{file: more.txt}}}}], wandb: disabled, repo
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    install(folder)
+    install_more_parts(folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from distcnn.errors import InputError
 from distcnn.registry import Registry
 from tests import by_hand
 from tests.loaders import places
+from tests.packages import install
 
 HERE = "tests.unit.test_augment_list"
 PLAN = SimpleNamespace(batch_size=10, steps_per_epoch=5, steps=20)
@@ -176,16 +177,14 @@ def test_a_run_with_an_operation_of_ones_own(tmp_path, loader):
 
 
 def test_an_installed_package_adds_an_operation_by_an_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "augment_for_test.py").write_text(
+    text = (
         "from distcnn.data.augment.operation import ImageOperation\n\n\n"
         "class Invert(ImageOperation):\n"
         "    def __call__(self, images, draws):\n"
         "        return 255 - images\n"
     )
-    info = tmp_path / "augment_for_test-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: augment-for-test\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[distcnn.augmentations]\ninvert = augment_for_test:Invert\n")
+    points = {"distcnn.augmentations": {"invert": "augment_for_test:Invert"}}
+    install(tmp_path, "augment_for_test", {"augment_for_test.py": text}, points)
     monkeypatch.syspath_prepend(tmp_path)
     known = augment.OPERATIONS
     fresh = Registry(known.kind, known.builtin, given=known.given)  # what is installed is looked up once

@@ -9,6 +9,7 @@ import distcnn
 from distcnn.errors import InputError
 from distcnn.tracking import TRACKERS
 from distcnn.tracking.backend import numbers
+from tests.packages import install
 from tests.records import metrics
 
 SMALL = {
@@ -63,11 +64,8 @@ class Faulty:
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """An installed package with a tracker."""
-    (tmp_path / "lib_of_trackers.py").write_text(MINE)
-    info = tmp_path / "lib_of_trackers-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lib-of-trackers\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[distcnn.trackers]\ncsv = lib_of_trackers:CsvTracker\n")
+    points = {"distcnn.trackers": {"csv": "lib_of_trackers:CsvTracker"}}
+    install(tmp_path, "lib_of_trackers", {"lib_of_trackers.py": MINE}, points)
     monkeypatch.syspath_prepend(tmp_path)
     vars(TRACKERS).pop("targets", None)  # of the packages that were installed before
     yield

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from distcnn.errors import InputError
 from distcnn.registry import Registry, checked_by
+from tests.packages import install
 
 HERE = "tests.unit.test_registry"
 
@@ -51,13 +52,9 @@ def problems(name, args):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """An installed package with two entry points, one of which cannot be imported."""
-    (tmp_path / "lib_for_test.py").write_text("def extra(images, *, much: int = 1):\n    return images, much\n")
-    info = tmp_path / "lib_for_test-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lib-for-test\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[distcnn.test_parts]\nextra = lib_for_test:extra\nbroken = lib_for_test_gone:thing\nshifted = lib_for_test:extra\n"
-    )
+    points = {"extra": "lib_for_test:extra", "broken": "lib_for_test_gone:thing", "shifted": "lib_for_test:extra"}
+    text = "def extra(images, *, much: int = 1):\n    return images, much\n"
+    install(tmp_path, "lib_for_test", {"lib_for_test.py": text}, {"distcnn.test_parts": points})
     monkeypatch.syspath_prepend(tmp_path)
     yield Registry("test_parts", PARTS.builtin, given=("images",))
     sys.modules.pop("lib_for_test", None)

@@ -12,6 +12,7 @@ from distcnn.data.sources.image_set import ImageSet
 from distcnn.data.sources.load import load, problems
 from distcnn.errors import InputError
 from distcnn.registry import Registry
+from tests.packages import install
 
 SYNTHETIC = {
     "source": "synthetic",
@@ -167,11 +168,8 @@ def test_what_a_source_of_ones_own_gives_is_checked(broken, size, text):
 
 
 def test_an_installed_package_adds_a_source_by_an_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "images_for_test.py").write_text(f"from {__name__} import own as images\n")
-    info = tmp_path / "images_for_test-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: images-for-test\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[distcnn.sources]\nshades = images_for_test:images\n")
+    modules = {"images_for_test.py": f"from {__name__} import own as images\n"}
+    install(tmp_path, "images_for_test", modules, {"distcnn.sources": {"shades": "images_for_test:images"}})
     monkeypatch.syspath_prepend(tmp_path)
     fresh = Registry(sources.SOURCES.kind, sources.SOURCES.builtin, given=sources.SOURCES.given)
     monkeypatch.setattr("distcnn.data.sources.load.SOURCES", fresh)

@@ -24,6 +24,7 @@ from tests.broken_environments import (
     TORCHRUN,
     less,
 )
+from tests.packages import install
 
 HERE, AT = ("127.0.0.1",), {"master_addrs": ("127.0.0.1",), "master_port": 29500}
 NODE_2 = {"RANK": "3", "WORLD_SIZE": "4", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"}  # torchrun's second node of two
@@ -186,16 +187,13 @@ def test_who_speaks_is_known_without_a_world(environment, ranks):
 def package(tmp_path, monkeypatch):
     """Installs a package with the launcher of that text, which is made known by an entry point."""
 
-    def install(text):
-        (tmp_path / "launcher_for_test.py").write_text(text)
-        info = tmp_path / "launcher_for_test-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: launcher-for-test\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[distcnn.launchers]\nflux = launcher_for_test:Flux\n")
+    def installed(text):
+        points = {"distcnn.launchers": {"flux": "launcher_for_test:Flux"}}
+        install(tmp_path, "launcher_for_test", {"launcher_for_test.py": text}, points)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr("distcnn.rank.LAUNCHERS", Registry("launchers", LAUNCHERS.builtin))
 
-    yield install
+    yield installed
     sys.modules.pop("launcher_for_test", None)
 
 
