@@ -70,10 +70,16 @@ class Uneven(ImageOperation):
     def draw(self, places):
         return {"all": np.zeros(3)}
 
+    def __call__(self, images, draws):
+        return images
+
 
 class Worded(ImageOperation):
     def draw(self, places):
         return {"what": np.full(len(places.positions), "m")}
+
+    def __call__(self, images, draws):
+        return images
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,15 @@ def test_draws_that_are_not_one_number_an_image_are_told(name, shape):
     ) as error:
         build(f"{HERE}:{name}")
     assert shape in str(error.value)
+
+
+class Unfinished(ImageOperation):
+    """Without what it does to images."""
+
+
+def test_an_operation_that_does_nothing_is_told_before_anything_is_trained():
+    with pytest.raises(InputError, match=rf"data\.augment: {HERE}:Unfinished: .*abstract method '?__call__'?"):
+        build(f"{HERE}:Unfinished")
 
 
 def test_what_is_no_operation_is_told():

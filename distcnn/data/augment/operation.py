@@ -1,5 +1,6 @@
 """What an operation of augmentation is: what it draws for each image, and what it does with it at its stage."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -49,7 +50,7 @@ class Places:
         return keyed.beta(alpha, self.key, self.positions)
 
 
-class Operation:
+class Operation(ABC):
     """What the two kinds of operation have in common.
 
     A class of your own is used by its name: `data.augment: [flip, {my_package.my_module:Sharpen: {amount: 0.5}}]`. Its
@@ -76,9 +77,9 @@ class ImageOperation(Operation):
 
     stage: ClassVar[Literal["uint8", "float", "batch"]] = "uint8"
 
+    @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Return images of the same shape and dtype. It may write into float32 images, never into uint8 ones."""
-        raise NotImplementedError
 
 
 class BatchOperation(Operation):
@@ -86,9 +87,9 @@ class BatchOperation(Operation):
 
     stage: ClassVar[Literal["uint8", "float", "batch"]] = "batch"
 
+    @abstractmethod
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
         """Return images [n, H, W, C] float32 and labels, for an optimizer step counted from the start of the run.
 
         Labels are [n] int64, or [n, classes] float32 probabilities.
         """
-        raise NotImplementedError

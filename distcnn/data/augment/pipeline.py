@@ -117,7 +117,10 @@ def build_pipeline(config: DataConfig, *, classes: int, image_size: int, plan: P
     """Build the operations of `data.augment`. Raises InputError."""
     operations = []
     for name, args in map(named, config.augment):
-        built = OPERATIONS.build(name, args, classes=classes, image_size=image_size, plan=plan)
+        try:
+            built = OPERATIONS.build(name, args, classes=classes, image_size=image_size, plan=plan)
+        except (TypeError, ValueError) as error:  # a class of the user's without `__call__`, or what it finds wrong
+            raise InputError(f"data.augment: {name}: {error}") from error
         if not isinstance(built, ImageOperation | BatchOperation):
             kinds = f"{ImageOperation.__module__}.ImageOperation or BatchOperation"
             raise InputError(f"data.augment: {name}: should be an {kinds}, not {type(built).__name__}")
