@@ -55,9 +55,12 @@ def validated(part: Callable[..., Any], args: Mapping[str, Any], given: frozense
 
 
 def wrong(
-    part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset()
+    part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset(), called: str = "it"
 ) -> Iterator[tuple[str, str]]:
-    """(argument, what is wrong with it, and what would be valid) of each that does not fit, once each."""
+    """(argument, what is wrong with it, and what would be valid) of each that does not fit, once each.
+
+    The part is `called` that in the texts.
+    """
     try:
         validated(part, args, given)
     except ValidationError as error:
@@ -66,7 +69,7 @@ def wrong(
             name = str(one["loc"][0])
             text = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if one["type"] == "extra_forbidden":
-                text = _unknown(name, [known.name for known in arguments(part, given)])
+                text = _unknown(name, [known.name for known in arguments(part, given)], called)
             elif one["type"] == "missing":
                 text = "has to be given"
             if text not in found.setdefault(name, []):
@@ -95,10 +98,10 @@ def _is_checkable(hint: Any) -> bool:
     return True
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: list[str], called: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    return f"unknown argument; {meant}it takes {', '.join(known) or 'none'}"
+    return f"unknown argument; {meant}{called} takes {', '.join(known) or 'none'}"
 
 
 def _type_name(hint: Any) -> str:

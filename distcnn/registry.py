@@ -107,7 +107,7 @@ class Registry:
             yield (name_key,), str(error)
             return
         given = self._given(part)
-        found = [*wrong(part, args, given)]
+        found = [*wrong(part, args, given, name if args_key else "it")]
         for argument, text in found:
             yield ((f"{args_key}.{argument}",), text) if args_key else ((name_key,), f"{name}: {argument}: {text}")
         if not found and (check := getattr(part, "check", None)):

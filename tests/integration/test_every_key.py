@@ -572,7 +572,7 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         Effect(["constant", "linear", "cosine", "onecycle"], [rates_are(
             [0.05] * 4, [0.05, 0.0375, 0.025, 0.0125], [cosine(0.05, 0, step / 4) for step in range(4)],
             [0.05 * 0.04, cosine(0.05 * 0.04, 0.05, 1 / 1.2), cosine(0.05, 0, 0.8 / 2.8), cosine(0.05, 0, 1.8 / 2.8)])]),
-        Effect(["step", "constant"], [refused(None, "unknown argument; it takes none")],
+        Effect(["step", "constant"], [refused(None, "unknown argument; constant takes none")],
                {"schedule.args": {"milestones": ["2step"]}}),
     ),
     "schedule.warmup": Effect(["0step", "2step", "32img", "0.6ep"], [rates_are(

@@ -80,9 +80,9 @@ def test_its_model_is_evaluated_and_exported_in_its_format(run, path):
 @pytest.mark.parametrize(
     ("argument", "value", "texts"),
     [
-        ("model.args.bais", "1", ["model.args.bais = 1", "did you mean bias? it takes bias"]),
+        ("model.args.bais", "1", ["model.args.bais = 1", "did you mean bias? more-linear takes bias"]),
         ("optim.args.shrink", "much", ["optim.args.shrink = much", "valid number"]),
-        ("schedule.args.each", "1ep", ["schedule.args.each", "it takes every"]),
+        ("schedule.args.each", "1ep", ["schedule.args.each", "more-halved takes every"]),
         ("loss.args.margn", "1", ["loss.args.margn", "did you mean margin?"]),
         ("data.args.count", "few", ["data.args.count = few", "valid integer"]),
         ("data.augment", "[{more-inverted: {share: x}}]", ["more-inverted: share: ", "valid number"]),

@@ -74,7 +74,7 @@ CASES = {
     "value missing": (["--optim.lr"], ["optim.lr", "needs a value"]),
     "unknown model": (["--model.name", "resnet19"], ["model.name = resnet19", "resnet18"]),
     "model module missing": (["--model.name", "nowhere.net:Net"], ["nowhere.net:Net", "No module named"]),
-    "wrong model argument": (["--model.args", "{depth: 3}"], ["model.name = simple_cnn", "depth"]),
+    "wrong model argument": (["--model.args", "{depth: 3}"], ["model.args.depth = 3", "simple_cnn takes none"]),
     "image too small for the model": (["--model.name", "alexnet"], ["alexnet", "cannot take [N, 3, 16×16]"]),
     "folder missing": (["--data.source", "folder", "--data.root", "/no/such"], ["data.root = /no/such", "no such folder"]),
     "unreadable images": (unreadable, ["broken.jpg: not readable", "empty.png: not readable"]),

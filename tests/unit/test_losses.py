@@ -77,8 +77,8 @@ def test_functions_and_classes_take_arguments():
     [
         ("cross_entropi", {}, "did you mean cross_entropy?"),
         ("cross_entropy", {"label_smoothing": 1}, "less than 1"),
-        ("cross_entropy", {"smoothing": 0.1}, "it takes label_smoothing"),
-        (f"{HERE}:scaled", {"found": 1}, "it takes factor"),
+        ("cross_entropy", {"smoothing": 0.1}, "cross_entropy takes label_smoothing"),
+        (f"{HERE}:scaled", {"found": 1}, "scaled takes factor"),
         (f"{HERE}:Weighted", {}, "has to be given"),
     ],
 )

@@ -71,7 +71,7 @@ def test_every_wrong_argument_is_told_by_its_key():
     assert problems("shifted", {"size": 0, "shift": "far", "sise": 3}) == [
         (("part.args.size",), "should be greater than or equal to 1"),
         (("part.args.shift",), "should be a valid number, unable to parse string as a number"),
-        (("part.args.sise",), "unknown argument; did you mean size? it takes size, shift"),
+        (("part.args.sise",), "unknown argument; did you mean size? shifted takes size, shift"),
     ]
     assert problems("shifted", {}) == [(("part.args.size",), "has to be given")]
     assert problems("shifted", {"size": 2, "shift": 3}) == [
