@@ -1,1 +1,1 @@
-"""Images: where they come from, in which order, and how they reach the training device."""
+"""The data pipeline: sources, sampling order, augmentation, and loaders to the training device."""

@@ -1,4 +1,4 @@
-"""Normalisation: mean and standard deviation of each channel, given or measured."""
+"""Normalisation by per-channel mean and standard deviation, given or measured."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalize:
-    """(x / 255 - mean) / std, for red, green and blue."""
+    """(x / 255 - mean) / std, per channel (red, green, blue)."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [3] float32 each: x · scale + shift for x in 0…255."""
+        """Return scale and shift, [3] float32 each, such that x · scale + shift normalises x in 0…255."""
         scale = [1 / (255 * std) for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
 
 
 def statistics(images: NDArray[np.uint8]) -> Normalize:
-    """Mean and standard deviation of each channel of [N, H, W, C] uint8 images, in 0…1, from exact integer sums.
+    """Measure the per-channel mean and standard deviation of [N, H, W, 3] uint8 images, from exact integer sums.
 
-    For the original CIFAR-10: 0.4914/0.4822/0.4465 and 0.2470/0.2435/0.2616. A channel that never varies would
-    divide by zero: its standard deviation is given as 1.
+    For the original CIFAR-10: 0.4914/0.4822/0.4465 and 0.2470/0.2435/0.2616. A constant channel gets a standard
+    deviation of 1, to avoid a division by zero.
     """
     n, channels = images[..., 0].size, images.shape[-1]
     total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)

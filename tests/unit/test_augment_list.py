@@ -93,18 +93,18 @@ class Worded(ImageOperation):
         ([{"progressive_resize": {"sizes": [24]}}], {}, "data.augment", "progressive_resize: until: has to be given"),
         ([{"progressive_resize": {"sizes": [24], "until": "0ep"}}], {}, "data.augment", "until: must be longer than zero"),
         ([{"progressive_resize": {"sizes": [24], "until": "1ep"}}, "cutmix"], {}, "data.augment",
-         "progressive_resize has to be the last: cutmix draws for images of full size"),
-        (["randaugment"], {}, "data.augment data.loader", "randaugment runs on the CPU, beside the training: set data.loader streaming"),
+         "progressive_resize must come last: cutmix is drawn for images of full size"),
+        (["randaugment"], {}, "data.augment data.loader", "randaugment runs in CPU workers: set data.loader streaming"),
         (["cutout"], {}, "data.augment", "cutout: size: has to be given"),
         ([{"crop": {"paddin": 4}}], {}, "data.augment", "crop: paddin: unknown argument; did you mean padding?"),
         ([{"crop": {"mode": "wrap"}}], {}, "data.augment", "crop: mode: should be 'zeros' or 'reflect'"),
         ([{"crop": {"padding": True}}], {}, "data.augment", "crop: padding: should be a number, not true or false"),
         (["flipp"], {}, "data.augment", "unknown; did you mean flip?"),
         (["mixup", "flip"], {}, "data.augment",
-         "flip works before normalisation, mixup on whole batches with their labels: put flip before mixup"),
+         "flip works before normalisation, mixup on batches with their labels: put flip before mixup"),
         ([{"cutout": {"size": 4}}, "crop"], {}, "data.augment",
          "crop works before normalisation, cutout after normalisation: put crop before cutout"),
-        ([f"{HERE}:Late"], {}, "data.augment", f"{HERE}:Late: its stage is 'later'; valid: uint8, float, batch"),
+        ([f"{HERE}:Late"], {}, "data.augment", f"{HERE}:Late: unknown stage 'later'; valid: uint8, float, batch"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_list_is_told(items, options, keys, text):
@@ -127,9 +127,7 @@ def test_what_is_near_a_problem_is_fine():
 
 def test_no_step_at_full_size_is_told_when_the_steps_are_known():
     build({"progressive_resize": {"sizes": [24], "until": "19step"}})
-    with pytest.raises(
-        InputError, match=r"progressive_resize: until = 4ep, of 20 steps in all: no step is left at full"
-    ):
+    with pytest.raises(InputError, match=r"progressive_resize: until = 4ep leaves none of the 20 steps at full size"):
         build({"progressive_resize": {"sizes": [24], "until": "4ep"}})
 
 

@@ -105,7 +105,7 @@ def test_a_missing_folder_is_found_before_anything_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "keys", "text"),
     [
-        ({"args": {"md5": "0" * 32}}, "data.args.md5 data.args.url", "a checksum is only taken for an archive at data.args.url"),
+        ({"args": {"md5": "0" * 32}}, "data.args.md5 data.args.url", "a checksum applies only to an archive given by data.args.url"),
         ({"args": {"md5": "xyz", "url": "file:///x"}}, "data.args.md5", "should match pattern"),
         ({"image_size": 64}, "data.image_size data.source", "the images of cifar10 are 32 pixels wide"),
         ({"source": "digits", "image_size": 8}, "data.image_size data.source", "the images of digits are 32 pixels wide"),
@@ -156,7 +156,7 @@ def test_a_source_of_ones_own_is_a_function():
         ("type", 8, "should return a distcnn.data.sources.image_set.ImageSet, not NoneType"),
         ("floats", 8, "should give images of uint8 and shape [3, 8, 8, 3], not float64 and [3, 8, 8, 3]"),
         ("", 16, "should give images of uint8 and shape [3, 16, 16, 3], not uint8 and [3, 8, 8, 3]"),
-        ("names", 8, "should give one int64 label an image, not <U1 of shape [3]"),
+        ("names", 8, "should give one int64 label per image, not <U1 of shape [3]"),
         ("labels", 8, "gives labels 0 to 1 for 1 classes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Augmentation: a list of operations, one file each. No torch in here."""
+"""Augmentation operations, one file each, and the rules of their order. Imports no torch."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,12 +22,12 @@ OPERATIONS = Registry(
 STAGES = {
     "uint8": "before normalisation",
     "float": "after normalisation",
-    "batch": "on whole batches with their labels",
+    "batch": "on batches with their labels",
 }
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Say what is wrong with `data.augment`: names, arguments, and an order that is not possible."""
+    """Check `data.augment`: names, arguments and the order of stages."""
     stages = []
     for name, args in map(named, config.data.augment):
         found = [*OPERATIONS.problems(name, args, config, "data.augment")]
@@ -39,11 +39,11 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def impossible_order(stages: list[tuple[str, str]]) -> str:
-    """Say which of the operations, (name, stage) each, stands behind one of a later stage; "" if none does."""
+    """Describe the first (name, stage) operation that follows one of a later stage; "" if the order is valid."""
     order = [*STAGES]
     for name, stage in stages:
         if stage not in STAGES:
-            return f"{name}: its stage is {stage!r}; valid: {', '.join(order)}"
+            return f"{name}: unknown stage {stage!r}; valid: {', '.join(order)}"
     for (before, later), (name, stage) in pairwise(stages):
         if order.index(stage) < order.index(later):
             return f"{name} works {STAGES[stage]}, {before} {STAGES[later]}: put {name} before {before}"

@@ -1,4 +1,4 @@
-"""Random crop of the padded image, alone or together with a flip."""
+"""Random crop of the padded image, optionally fused with a horizontal flip."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,41 +14,40 @@ from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.registry import Problem, checked_by
 
 
-def _smaller_than_the_image(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     size = config.data.image_size
     if args["padding"] >= size:
         yield ("data.augment", "data.image_size"), f"crop: padding: must be smaller than the image ({size} pixels)"
 
 
-@checked_by(_smaller_than_the_image)
+@checked_by(_check)
 @dataclass(frozen=True)
 class Crop(ImageOperation):
-    """Pad each side, and cut a window of the image's own size at a random place."""
+    """Pad each side, then crop a window of the original size at a random position."""
 
     padding: Annotated[Int, Field(ge=1, description="pixels on each side")] = 4
-    mode: Annotated[Literal["zeros", "reflect"], Field(description="what the padding holds")] = "zeros"
+    mode: Annotated[Literal["zeros", "reflect"], Field(description="padding values")] = "zeros"
 
     first_stream = 1
 
     def draw(self, places: Places) -> Drawn:
-        """Draw how far each window lies below and to the right of the image, -padding…padding pixels."""
+        """Draw the offset of each window, down and right, in -padding…padding pixels."""
         span = 2 * self.padding + 1
         return {name: np.floor(places.uniform(i) * span).astype(np.int64) - self.padding
                 for i, name in enumerate(("down", "right"))}  # fmt: skip
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Images [n, H, W, C] → their windows."""
+        """Crop images [n, H, W, C] uint8 at the drawn offsets."""
         return self.windows(images, draws["down"], draws["right"])
 
     def windows(self, images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """Cut windows of images [n, H, W, C] uint8, or of their mirror images where `mirrored` [n] int64 is 1.
+        """Crop images [n, H, W, C] uint8, or their mirror images where `mirrored` [n] int64 is 1.
 
-        A row of a window lies in memory in one piece, W·C bytes of a row of the padded image: what is gathered is such
-        pieces, not pixels, from the images and from their mirror images.
+        A row of a window is contiguous in memory, W·C bytes of a padded row, so rows are gathered instead of pixels.
         """
         n, height, width, channels = images.shape
         pad, reflect = self.padding, self.mode == "reflect"
-        above = 0 if reflect else pad  # rows are mirrored by their numbers
+        above = 0 if reflect else pad  # rows are reflected by index, not padded
         both = mirrored is not None
         mirror = images.flip(2) if both or reflect else images
         padded = images.new_zeros(1 + both, n, above + height + above, pad + width + pad, channels)
@@ -64,12 +63,12 @@ class Crop(ImageOperation):
         if mirrored is not None:
             image = mirrored * n + image
         first = (image[:, None] * (height + 2 * above) + row) * (width + 2 * pad) + (right + pad)[:, None]
-        # Piece number i begins at pixel i of all that is in `padded`: the pieces overlap, and nothing is copied.
+        # Overlapping views, no copy: piece i is the W pixels from pixel i of `padded` on.
         pieces = padded.as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
         return pieces.index_select(0, first.flatten()).view(n, height, width, channels)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Mirror indices that lie outside 0…size-1 at the border pixel, which is not repeated."""
+    """Reflect indices outside 0…size-1 about the border pixel, which is not repeated."""
     index = index.abs()
     return torch.where(index > size - 1, 2 * (size - 1) - index, index)

@@ -1,4 +1,4 @@
-"""Horizontal flip of half of the images."""
+"""Horizontal flip, random or alternating between epochs."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,19 +10,19 @@ from torch import Tensor
 from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.data.keyed import uniform
 
-_ALTERNATING = 2**33  # a key beside those of the epochs
+_ALTERNATING = 2**33  # a key outside the range of epoch numbers
 
 
 @dataclass(frozen=True)
 class Flip(ImageOperation):
-    """Mirror each image with a probability of ½, or, alternating, every other epoch.
+    """Mirror each image with probability 1/2, or, if `alternating`, in every other epoch.
 
-    The alternating flip (Jordan 2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images, drawn by
-    (seed, index), in the first epoch, the other half in the next, and so on in turn: two epochs show every image both
+    The alternating flip (Jordan 2024, arXiv:2404.00498, section 3.6) mirrors a random half of the images, keyed by
+    (seed, index), in even epochs and the other half in odd ones, so any two consecutive epochs show each image both
     ways.
     """
 
-    alternating: Annotated[bool, Field(description="an image is mirrored every other epoch, not at random")] = False
+    alternating: Annotated[bool, Field(description="mirror an image every other epoch, not at random")] = False
 
     first_stream = 0
 
@@ -34,7 +34,7 @@ class Flip(ImageOperation):
         return {"mirrored": places.uniform(0) < 0.5}
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Images [n, H, W, C] → those that are drawn mirrored."""
+        """Mirror the drawn ones of images [n, H, W, C] uint8."""
         n, both = len(images), torch.cat((images, images.flip(2)))
-        # Whole images are gathered: `torch.where` over the bytes takes twice as long on a CPU.
+        # Images are gathered: a bytewise `torch.where` takes twice as long on a CPU.
         return both.index_select(0, draws["mirrored"] * n + torch.arange(n, device=images.device))

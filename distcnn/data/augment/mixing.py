@@ -1,4 +1,4 @@
-"""What mixup and CutMix have in common: each image is mixed with the one before it in its micro-batch."""
+"""Shared by mixup and CutMix: each image is mixed with its predecessor in the micro-batch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from distcnn.registry import Problem
 _MIXING = ("mixup", "cutmix")
 
 
-def mixed_once(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
-    """Find operations that would mix images which are mixed already."""
+def check_mixed_once(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+    """Reject more than one mixing operation."""
     found = [name for name, _ in map(named, config.data.augment) if name in _MIXING]
     if len(found) > 1:
-        yield ("data.augment",), f"{' and '.join(found)}: an image is mixed in one way: give one of them"
+        yield ("data.augment",), f"{' and '.join(found)} exclude each other: give one of them"
 
 
 def mixed_labels(labels: Tensor, weight: Tensor, classes: int) -> Tensor:
-    """Labels [n] int64 and each image's own weight [n] float32 → probabilities [n, classes] float32."""
+    """Mix labels [n] int64, with weight [n] float32 on each image's own, into probabilities [n, classes] float32."""
     one_hot = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
     return torch.lerp(one_hot.roll(1, 0), one_hot, weight[:, None])

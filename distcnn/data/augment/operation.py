@@ -1,4 +1,4 @@
-"""What an operation of augmentation is: what it draws for each image, and what it does with it at its stage."""
+"""Base classes of augmentation operations: random parameters per image, and their application at one stage."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from distcnn.data import keyed
 
-Drawn = Mapping[str, NDArray[Any]]  # by a name of the operation's own, [n] numbers each
-Draws = Mapping[str, Tensor]  # the same on the images' device: int64, or float64 where floats were drawn
+Drawn = Mapping[str, NDArray[Any]]  # parameter name → [n] values
+Draws = Mapping[str, Tensor]  # the same on the images' device: int64, or float64 for floats
 
 
 @dataclass(frozen=True)
 class Places:
-    """The [n] images that an operation draws for, and random numbers that depend on nothing but their places.
+    """The n images that an operation draws parameters for, and their random numbers.
 
-    They depend on the run's seed, the epoch, the position in the epoch's order and the operation: never on the rank,
-    the worker, the batch or what was drawn before.
+    The numbers are a function of the run's seed, the epoch, the position in the epoch's order and the operation,
+    independent of rank, worker, batch and earlier draws.
     """
 
     seed: int
@@ -29,67 +29,67 @@ class Places:
     indices: NDArray[np.int64]  # [n], in the data set
     height: int  # of the images, in pixels
     width: int
-    owner: tuple[int, ...] = ()  # what the numbers of this operation are keyed by, besides seed and epoch
+    subkey: tuple[int, ...] = ()  # the operation's part of the key
     first_stream: int = 0
 
     def keyed(self, part: int) -> int:
-        """Return the key of this operation for (seed, part); with the epoch as `part` it is `key`."""
-        return keyed.keyed(self.seed, part, *self.owner)
+        """Return the operation's key for (seed, part); `key` is that of (seed, epoch)."""
+        return keyed.keyed(self.seed, part, *self.subkey)
 
     @property
     def key(self) -> int:
-        """The key of this operation in this epoch."""
+        """The operation's key in this epoch."""
         return self.keyed(self.epoch)
 
     def uniform(self, stream: int) -> NDArray[np.float64]:
-        """Return [n] numbers in [0, 1); each of an operation's streams, 0…7, is independent of the others."""
+        """Return [n] numbers in [0, 1); the streams of an operation, 0…7, are mutually independent."""
         return keyed.uniform(self.key, self.positions, self.first_stream + stream)
 
     def beta(self, alpha: float) -> NDArray[np.float64]:
-        """Return [n] numbers from Beta(alpha, alpha), independent of the streams of `uniform`."""
+        """Return [n] samples of Beta(alpha, alpha), independent of the streams of `uniform`."""
         return keyed.beta(alpha, self.key, self.positions)
 
 
 class Operation(ABC):
-    """What the two kinds of operation have in common.
+    """Base of both kinds of operation.
 
-    A class of your own is used by its name: `data.augment: [flip, {my_package.my_module:Sharpen: {amount: 0.5}}]`. Its
-    constructor's parameters are its arguments, but for `classes` (their number), `image_size` (in pixels) and `plan` (a
-    `config.plan.Plan`), which are given to those that take them.
+    Use your own class by its name: `data.augment: [flip, {my_package.my_module:Sharpen: {amount: 0.5}}]`. Its
+    arguments are the parameters of its constructor, except `classes` (their number), `image_size` (in pixels) and
+    `plan` (a `config.plan.Plan`), which distcnn supplies where they are declared.
     """
 
     stage: ClassVar[Literal["uint8", "float", "batch"]]
-    # Of distcnn's own: the first of its streams of the key that they share. Golden curves hang on these numbers. None:
-    # a key by the class's name.
+    # Built-in operations share one key and are told apart by their first stream, on which the golden curves depend.
+    # None: a key derived from the class name.
     first_stream: ClassVar[int | None] = None
-    sizes: tuple[int, ...] = ()  # the sides in pixels of what it makes of the images, besides their own
+    sizes: tuple[int, ...] = ()  # image sides in pixels that it outputs, besides the input's
 
     def draw(self, places: Places) -> Drawn:
-        """Return what is random of [n] images (n may be 0): by name, [n] integers, booleans or floats each."""
+        """Draw the random parameters of n images (n may be 0): by name, [n] integers, booleans or floats."""
         return {}
 
 
 class ImageOperation(Operation):
-    """An operation on images [n, H, W, C]: of stage `uint8` as they are stored, of stage `float` normalised, float32.
+    """An operation on images [n, H, W, C]: uint8 as stored (stage `uint8`), or normalised float32 (stage `float`).
 
-    Those of stage `uint8` run on the training's device, or in the workers of the streaming loader.
+    The stage `uint8` runs on the training device, or in the workers of the streaming loader.
     """
 
     stage: ClassVar[Literal["uint8", "float", "batch"]] = "uint8"
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return images of the same shape and dtype. It may write into float32 images, never into uint8 ones."""
+        """Return images of the same shape and dtype. float32 images may be modified in place, uint8 ones must not."""
 
 
 class BatchOperation(Operation):
-    """An operation on a micro-batch whose images are normalised, and on its labels."""
+    """An operation on the normalised images and the labels of a micro-batch."""
 
     stage: ClassVar[Literal["uint8", "float", "batch"]] = "batch"
 
     @abstractmethod
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
-        """Return images [n, H, W, C] float32 and labels, for an optimizer step counted from the start of the run.
+        """Return images [n, H', W', C] float32 and labels, [n] int64 or [n, classes] float32 probabilities.
 
-        Labels are [n] int64, or [n, classes] float32 probabilities.
+        `step` is the optimizer step, counted from the start of the run.
         """

@@ -1,4 +1,4 @@
-"""The augmentation of a run: its operations, in their order, and how what they draw gets to where it is used."""
+"""The augmentation of a run: its operations in order, with their parameters packed for transfer to the device."""
 
 import hashlib
 from collections import Counter
@@ -20,28 +20,28 @@ from distcnn.data.augment.operation import BatchOperation, Draws, ImageOperation
 from distcnn.errors import InputError
 
 
-class Part:
-    """Some of a run's operations, and their draws for n images, packed: one [K, n] int64 tensor, one copy to a device.
+class OperationGroup:
+    """Consecutive operations whose draws for n images are packed into one [K, n] int64 tensor: a single device copy.
 
-    Floats travel as the bits of float64. A part of the columns is that of a part of the images.
+    Floats are stored as the bits of float64. Columns correspond to images and may be sliced.
     """
 
-    def __init__(self, operations: Sequence[Operation], owners: Sequence[tuple[int, ...]]):
-        """`owners`: what the numbers of each operation are keyed by. Raises InputError for draws not of shape [n]."""
-        self.operations, self.owners = operations, owners
+    def __init__(self, operations: Sequence[Operation], subkeys: Sequence[tuple[int, ...]]):
+        """`subkeys` holds each operation's part of the key. Raises InputError for draws that are not of shape [n]."""
+        self.operations, self.subkeys = operations, subkeys
         none = np.empty(0, np.int64)
-        self.rows = [  # of each operation: the names of its draws, and whether they are floats
+        self.rows = [  # per operation: (name, whether it is a float) of each draw
             [(name, values.dtype.kind == "f") for name, values in drawn.items()]
             for drawn in self._drawn(Places(0, 0, none, none, 1, 1))
         ]
 
     def draw(self, places: Places) -> Tensor:
-        """Draw for n images: [K, n], on the CPU."""
+        """Draw the parameters of n images: [K, n] int64 on the CPU."""
         rows = [_packed(values) for drawn in self._drawn(places) for values in drawn.values()]
         return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, len(places.positions), dtype=torch.int64)
 
     def unpack(self, draws: Tensor) -> list[Draws]:
-        """Give each operation its own draws, by their names: views of [K, n]."""
+        """Return the draws of each operation by name, as views of [K, n]."""
         rows = iter(draws.unbind())
         return [
             {name: next(rows).view(torch.float64) if floats else next(rows) for name, floats in names}
@@ -49,9 +49,9 @@ class Part:
         ]
 
     def _drawn(self, places: Places) -> Iterator[dict[str, NDArray[Any]]]:
-        for operation, owner in zip(self.operations, self.owners, strict=True):
-            own = replace(places, owner=owner, first_stream=operation.first_stream or 0)
-            drawn = dict(operation.draw(own))
+        for operation, subkey in zip(self.operations, self.subkeys, strict=True):
+            keyed_places = replace(places, subkey=subkey, first_stream=operation.first_stream or 0)
+            drawn = dict(operation.draw(keyed_places))
             for name, values in drawn.items():
                 if values.shape != places.positions.shape or values.dtype.kind not in "biuf":
                     raise InputError(
@@ -61,11 +61,11 @@ class Part:
             yield drawn
 
 
-class OnBytes(Part):
-    """The operations on images as they are stored. A flip and a crop that stand side by side are one gather."""
+class OnBytes(OperationGroup):
+    """The operations on uint8 images. An adjacent flip and crop are fused into one gather."""
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images [n, H, W, C] uint8 and their draws [K, n], on one device → images of the same shape."""
+        """Apply the operations to images [n, H, W, C] uint8, with draws [K, n] on the same device."""
         rest = list(zip(self.operations, self.unpack(draws), strict=True)) if self.operations else []
         while rest:
             (one, drawn), (other, others) = rest.pop(0), rest[0] if rest else (None, {})
@@ -73,7 +73,7 @@ class OnBytes(Part):
                 images = other.windows(images, others["down"], others["right"], drawn["mirrored"])
             elif isinstance(one, Crop) and isinstance(other, Flip):
                 mirrored, right = others["mirrored"], drawn["right"]
-                # The mirror image is cropped, not the crop mirrored.
+                # `windows` crops the mirror image instead of mirroring the crop.
                 right = torch.where(mirrored.bool(), -right, right)
                 images = one.windows(images, drawn["down"], right, mirrored)
             elif isinstance(one, ImageOperation):
@@ -83,11 +83,11 @@ class OnBytes(Part):
         return images
 
 
-class OnFloats(Part):
-    """The operations on normalised images, and on whole batches."""
+class OnFloats(OperationGroup):
+    """The operations on normalised images and on batches."""
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Images [n, H, W, C] float32, labels [n] and draws [K, n], on one device, of an optimizer step of the run.
+        """Apply the operations to images [n, H, W, C] float32 and labels [n], with draws [K, n] on the same device.
 
         Returns images [n, H', W', C] float32 and labels, [n] int64 or [n, classes] float32 probabilities.
         """
@@ -100,26 +100,26 @@ class OnFloats(Part):
 
 
 class Pipeline:
-    """All operations of a run: first those `on_bytes`, then, after normalising, those `on_floats`."""
+    """All operations of a run: `on_bytes` before normalisation, `on_floats` after it."""
 
     def __init__(self, operations: Sequence[ImageOperation | BatchOperation] = ()):
-        """Raise InputError for an order that is not possible."""
+        """Raise InputError if an operation follows one of a later stage."""
         if problem := impossible_order([(type(one).__name__, one.stage) for one in operations]):
             raise InputError(f"data.augment: {problem}")
         bytes_ = [one for one in operations if isinstance(one, ImageOperation) and one.stage == "uint8"]
-        owners = list(_owners(operations))
-        self.on_bytes = OnBytes(bytes_, owners[: len(bytes_)])
-        self.on_floats = OnFloats(operations[len(bytes_) :], owners[len(bytes_) :])
-        self.sizes = tuple(size for one in operations for size in one.sizes)  # sides that images get, in pixels
+        subkeys = list(_subkeys(operations))
+        self.on_bytes = OnBytes(bytes_, subkeys[: len(bytes_)])
+        self.on_floats = OnFloats(operations[len(bytes_) :], subkeys[len(bytes_) :])
+        self.sizes = tuple(size for one in operations for size in one.sizes)  # further image sides, in pixels
 
 
 def build_pipeline(config: DataConfig, *, classes: int, image_size: int, plan: Plan) -> Pipeline:
-    """Build the operations of `data.augment`. Raises InputError."""
+    """Build the operations of `data.augment`. Raises InputError for invalid ones."""
     operations = []
     for name, args in map(named, config.augment):
         try:
             built = OPERATIONS.build(name, args, classes=classes, image_size=image_size, plan=plan)
-        except (TypeError, ValueError) as error:  # a class of the user's without `__call__`, or what it finds wrong
+        except (TypeError, ValueError) as error:  # a user's abstract class, or its own validation
             raise InputError(f"data.augment: {name}: {error}") from error
         if not isinstance(built, ImageOperation | BatchOperation):
             kinds = f"{ImageOperation.__module__}.ImageOperation or BatchOperation"
@@ -128,8 +128,8 @@ def build_pipeline(config: DataConfig, *, classes: int, image_size: int, plan: P
     return Pipeline(operations)
 
 
-def _owners(operations: Sequence[Operation]) -> Iterator[tuple[int, ...]]:
-    """What each operation's numbers are keyed by: its class's name, and how many of its class stand before it."""
+def _subkeys(operations: Sequence[Operation]) -> Iterator[tuple[int, ...]]:
+    """Each operation's part of the key: a hash of its class name, and its index among those of the same class."""
     before = Counter[str]()
     for one in operations:
         name = type(one).__qualname__

@@ -1,4 +1,4 @@
-"""Progressive resizing: lower resolutions in the first steps of a run, which cost less."""
+"""Progressive resizing: train on smaller images, at lower cost, in the first steps of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -15,23 +15,23 @@ from distcnn.errors import InputError
 from distcnn.registry import Problem, checked_by
 
 
-def _small_and_last(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     size, (last, _) = config.data.image_size, named(config.data.augment[-1])
     if max(args["sizes"]) >= size:
         text = f"progressive_resize: sizes: must be smaller than the image ({size} pixels)"
         yield ("data.augment", "data.image_size"), text
     if last != "progressive_resize":
-        yield ("data.augment",), f"progressive_resize has to be the last: {last} draws for images of full size"
+        yield ("data.augment",), f"progressive_resize must come last: {last} is drawn for images of full size"
 
 
-@checked_by(_small_and_last)
+@checked_by(_check)
 class ProgressiveResize(BatchOperation):
-    """Make square images smaller until a step of the run: a step costs (size / image size)² as much.
+    """Downsample square images during the first steps of a run, which then cost (size / image size)² as much.
 
-    Each of `sizes` has the same part of those steps; rising ones are progressive resizing as in fast.ai's ImageNet in
-    18 minutes (Howard 2018, https://www.fast.ai/posts/2018-08-10-fastai-diu-imagenet.html). Bilinear with antialiasing,
-    as `F.interpolate` computes it, whose weights are taken from there once: two matrix products then take less than
-    half of its time on a CPU.
+    The steps are divided equally among `sizes`; use increasing ones, as in fast.ai's ImageNet in 18 minutes (Howard
+    2018, https://www.fast.ai/posts/2018-08-10-fastai-diu-imagenet.html). The interpolation is bilinear with
+    antialiasing, by two matrix products with weights taken once from `F.interpolate`: less than half of its time on a
+    CPU.
     """
 
     def __init__(
@@ -40,31 +40,31 @@ class ProgressiveResize(BatchOperation):
         image_size: int,
         sizes: Annotated[
             tuple[Annotated[Int, Field(ge=4)], ...],
-            Field(min_length=1, description="pixels a side, in turn: each for its part of the steps before `until`"),
+            Field(min_length=1, description="sides in pixels, each for an equal part of the steps before `until`"),
         ],
-        until: Annotated[Duration, Field(description="4ep, 500step or 200000img; from then on at full size")],
+        until: Annotated[Duration, Field(description="4ep, 500step or 200000img; full size from then on")],
     ):
-        """Raise InputError where no step is left at full size."""
+        """Raise InputError if no step is left at full size."""
         self.image_size, self.sizes = image_size, sizes
         self.steps = to_steps(until, plan.batch_size, plan.steps_per_epoch)
         if self.steps >= plan.steps:
             raise InputError(
-                f"data.augment: progressive_resize: until = {until}, of {plan.steps} steps in all: no step is left at "
-                "full size, at which the images are evaluated"
+                f"data.augment: progressive_resize: until = {until} leaves none of the {plan.steps} steps at full "
+                "size, at which the images are evaluated"
             )
         self._weights: dict[torch.device, dict[int, tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
-        """Images [n, S, S, 3] float32 → [n, size, size, 3] with that step's size."""
+        """Resize images [n, S, S, 3] float32 to [n, size, size, 3], the size at `step`."""
         size = self.size_at(step)
         return (images if size is None else self.resize(images, size)), labels
 
     def size_at(self, step: int) -> int | None:
-        """Return the pixels a side; None: they are full size from then on."""
+        """Return the image side in pixels at `step`; None for full size."""
         return self.sizes[step * len(self.sizes) // self.steps] if step < self.steps else None
 
     def resize(self, images: Tensor, size: int) -> Tensor:
-        """[n, S, S, 3] float32 → [n, size, size, 3]."""
+        """Resize images [n, S, S, 3] float32 to [n, size, size, 3]."""
         if images.device not in self._weights:
             self._weights[images.device] = _interpolation(self.image_size, self.sizes, images.device)
         n, height, width, channels = images.shape
@@ -74,10 +74,10 @@ class ProgressiveResize(BatchOperation):
 
 
 def _interpolation(image_size: int, sizes: Sequence[int], device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
-    """Of each size: what rows are multiplied with, [size, S], and columns with their channels, [S·3, size·3]."""
+    """Map each size to its matrices: [size, S] for the rows, [S·3, size·3] for the columns with their channels."""
     unit, found = torch.eye(image_size)[None, None], {}
     for size in sizes:
         weights = F.interpolate(unit, (size, image_size), mode="bilinear", antialias=True)[0, 0]  # [size, S]
-        columns = torch.kron(weights, torch.eye(3)).T  # each channel by itself
+        columns = torch.kron(weights, torch.eye(3)).T  # each channel separately
         found[size] = weights.to(device), columns.to(device)
     return found

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): some operations, drawn for each image, at one common strength."""
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): random operations per image, all of one magnitude."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.data.keyed import keyed, uniform
 from distcnn.registry import Problem, checked_by
 
-# The paper's fourteen. The last eight have a direction, or strengthen as well as weaken: drawn as a sign.
+# The paper's fourteen. The last eight take a random sign: a direction, or more or less of an effect.
 OPERATIONS = (
     "identity", "autocontrast", "equalize", "posterize", "solarize", "rotate", "color", "contrast", "brightness",
     "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
@@ -22,27 +22,27 @@ OPERATIONS = (
 STRONGEST = 30
 
 
-def _streamed(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     if config.data.loader == "resident":
-        text = "randaugment runs on the CPU, beside the training: set data.loader streaming"
+        text = "randaugment runs in CPU workers: set data.loader streaming"
         yield ("data.augment", "data.loader"), text
 
 
-@checked_by(_streamed)
+@checked_by(_check)
 @dataclass(frozen=True)
 class RandAugment(ImageOperation):
-    """`num` operations one after the other, all of one magnitude; ranges as in torchvision's RandAugment.
+    """Apply `num` random operations in sequence, all of one magnitude, with the ranges of torchvision's RandAugment.
 
-    It runs in the streaming loader's workers. Images that drew the same operation go through it together.
+    Runs in the workers of the streaming loader. Images that drew the same operation are processed as one batch.
     """
 
-    num: Annotated[Int, Field(ge=1, le=14, description="operations for each image")] = 2
-    magnitude: Annotated[Int, Field(ge=0, le=30, description="their strength")] = 9
+    num: Annotated[Int, Field(ge=1, le=14, description="operations per image")] = 2
+    magnitude: Annotated[Int, Field(ge=0, le=30, description="their strength, 30 being the strongest")] = 9
 
     first_stream = 0
 
     def draw(self, places: Places) -> Drawn:
-        """Draw each image's operations, numbers in OPERATIONS, and their signs, 1 or -1."""
+        """Draw the operations of each image, as indices into OPERATIONS, and their signs, 1 or -1."""
         drawn = {}
         for i in range(self.num):
             key = keyed(places.key, 1, i)
@@ -51,7 +51,7 @@ class RandAugment(ImageOperation):
         return drawn
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Images [n, H, W, 3] uint8, on the CPU → the same shape."""
+        """Apply the drawn operations to images [n, H, W, 3] uint8 on the CPU."""
         images = images.permute(0, 3, 1, 2).clone()  # [n, 3, H, W]
         for i in range(self.num):
             operations, signs = draws[f"operation {i}"], draws[f"sign {i}"]
@@ -64,11 +64,11 @@ class RandAugment(ImageOperation):
 
 
 def apply(name: str, images: Tensor, strength: float) -> Tensor:
-    """One operation on [n, 3, H, W] uint8; strength in -1…1, of which some take the amount alone. Gaps are black."""
+    """Apply one operation to [n, 3, H, W] uint8; strength in -1…1, whose sign some ignore. Gaps are black."""
 
     def moved(x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0) -> Tensor:
         shear, offset = [float(np.degrees(np.arctan(s))) for s in (shear_x, shear_y)], [int(x), int(y)]
-        # Sheared about the upper left corner, as PIL does it.
+        # Shear about the upper left corner, as PIL does.
         center = [0.0, 0.0] if shear_x or shear_y else None
         out: Tensor = V.affine(images, angle=0.0, translate=offset, scale=1.0, shear=shear, center=center)
         return out

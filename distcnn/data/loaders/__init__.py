@@ -1,1 +1,1 @@
-"""Batches on the training device, one file a loader: of a training, resident or streaming, and of an evaluation."""
+"""Loaders of batches on the training device: resident and streaming for training, and one for evaluation."""

@@ -1,4 +1,4 @@
-"""A micro-batch, and how it is made of uint8 images that are on the device."""
+"""A micro-batch, and its construction from uint8 images on the device."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from distcnn.data.keyed import keyed
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatch
 
-# A key beside the epochs' numbers, so that dropout's seeds are independent of the augmentation's.
+# Outside the range of epoch numbers, so that dropout seeds are independent of the augmentation.
 _DROPOUT = 2**32
 
 
@@ -19,21 +19,21 @@ class Batch:
 
     images: Tensor  # [n, C, H, W] float32 or bfloat16, normalised
     labels: Tensor  # [n] int64; mixed ones are [n, classes] float32 probabilities
-    weight: float  # its part of the global batch; see MicroBatch
-    last: bool
-    seed: int  # for what is random inside the model, such as dropout: of (run seed, epoch, position)
+    weight: float  # its fraction of the global batch; see MicroBatch
+    last: bool  # of this rank in this step
+    seed: int  # of randomness inside the model, such as dropout; keyed by (run seed, epoch, position)
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens to a micro-batch on the device, whichever loader has brought it there."""
+    """Normalise and augment a micro-batch on the device; shared by both training loaders."""
 
     preprocess: Preprocess
     pipeline: Pipeline
     seed: int  # of the run
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Tensor, micro: MicroBatch) -> Batch:
-        """Images [n, H, W, C] uint8, labels [n] and the draws [K, n] for normalised images, of a micro-batch."""
+        """Build a Batch of images [n, H, W, C] uint8, labels [n] int64 and the draws [K, n] of `on_floats`."""
         floats = self.preprocess.normalized(images)
         floats, labels = self.pipeline.on_floats(floats, labels, draws, micro.step)
         dropout = keyed(self.seed, _DROPOUT + micro.epoch, micro.start) >> 1

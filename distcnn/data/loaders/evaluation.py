@@ -1,4 +1,4 @@
-"""The images of an evaluation: each on one rank, once, unaugmented."""
+"""The loader of an evaluation: each image exactly once, on one rank, unaugmented."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from distcnn.distributed.memory import fits, spare_bytes
 
 
 class EvaluationLoader:
-    """This rank's batches of an evaluation: each image of a data set on one rank, once, unaugmented, in its order.
+    """This rank's batches of an evaluation; over all ranks, each image of the data set once, in order, unaugmented.
 
-    Each pass over it gives (batch number, images [n, C, H, W], labels [n]) anew. With `keep`, the uint8 images and the
-    labels stay on a CUDA device after the first pass, if they fit beside all that the training has taken so far: later
-    passes copy nothing from the host.
+    Each iteration yields (batch number, images [n, C, H, W], labels [n]) from the start. With `keep`, the uint8 images
+    and the labels stay on a CUDA device after the first pass if they fit into the memory that training leaves free, so
+    that later passes copy nothing from the host.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EvaluationLoader:
         self.data, self.batch_size, self.preprocess = data, batch_size, preprocess
         self.batches = evaluation_batches(len(data), batch_size, rank, world_size)
         self.keep = keep and preprocess.device.type == "cuda"
-        self.kept: list[tuple[Tensor, Tensor]] = []  # of each batch
+        self.kept: list[tuple[Tensor, Tensor]] = []  # one per batch
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         uploaded: list[tuple[Tensor, Tensor]] = []
@@ -47,13 +47,13 @@ class EvaluationLoader:
             self.kept = uploaded
 
     def _upload(self, rows: range) -> tuple[Tensor, Tensor]:
-        """Bring uint8 images [n, H, W, C] and labels [n] to the device."""
+        """Copy uint8 images [n, H, W, C] and labels [n] to the device."""
         images, labels = (
             torch.from_numpy(array[rows.start : rows.stop]) for array in (self.data.images, self.data.labels)
         )
         return self.preprocess.to_device(images), self.preprocess.to_device(labels)
 
     def _bytes(self) -> int:
-        """Count what this rank would keep."""
+        """Bytes that this rank would keep on the device."""
         own = sum(len(rows) for _, rows in self.batches)
         return -(-resident_bytes(self.data) * own // len(self.data))

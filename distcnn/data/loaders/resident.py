@@ -1,4 +1,4 @@
-"""All images in memory, or on the GPU: a whole micro-batch is one gather."""
+"""The resident loader: all images in memory or on the GPU, a micro-batch being one gather."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,9 @@ from distcnn.errors import DeviceError
 
 
 class ResidentLoader:
-    """uint8 images in memory, or on the GPU; each micro-batch is one gather, one normalisation.
+    """Keep all uint8 images in memory, or on the GPU; each micro-batch is one gather and one normalisation.
 
-    The samples and the pixels are those of a StreamingLoader, in the same order.
+    Yields the same samples and pixels as a StreamingLoader, in the same order.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class ResidentLoader:
         self.labels = torch.from_numpy(data.labels).to(preprocess.device)  # [N] int64
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Give this rank's micro-batches of an epoch, from a step on."""
+        """Yield this rank's micro-batches of an epoch, starting at `first_step` of the epoch."""
         self.sampler.set_epoch(epoch, first_step)
         on_bytes, on_floats = self.pipeline.on_bytes, self.pipeline.on_floats
-        # Order and draws go to the device once an epoch: a step then copies nothing from the host.
+        # Order and draws are copied to the device once per epoch, so that a step copies nothing from the host.
         order = self.sampler.order()
         places = Places(self.seed, epoch, np.arange(self.sampler.size), order.numpy(), *self.images.shape[1:3])
         early, late = (self.preprocess.to_device(part.draw(places)) for part in (on_bytes, on_floats))
@@ -49,19 +49,19 @@ class ResidentLoader:
 
 
 def _columns(draws: Tensor, micro: MicroBatch) -> Tensor:
-    """Draws [K, N] → [K, n] of a micro-batch; where K is 0, as they are: a view costs microseconds of each step."""
+    """Slice draws [K, N] to the micro-batch's [K, n]; unsliced if K is 0, as a view costs microseconds per step."""
     return draws[:, micro.start : micro.stop] if len(draws) else draws
 
 
 def resident_bytes(data: ImageSet) -> int:
-    """Bytes of a data set's images and labels on a device."""
+    """Bytes that a data set's images and labels take on a device."""
     return data.images.nbytes + data.labels.nbytes
 
 
 def check_resident(data: ImageSet, device: torch.device, world: World) -> None:
-    """Raise DeviceError if a ResidentLoader would fill a CUDA device with these images.
+    """Raise DeviceError if these images do not fit into the free memory of a CUDA device.
 
-    No collective: another process may have filled the GPU of this rank alone.
+    Not a collective: the free memory may differ between ranks, and each reports its own.
     """
     if device.type == "cuda" and (problem := resident_problem(resident_bytes(data), free_bytes(device))):
         raise DeviceError(f"{whose(world)}{problem}")

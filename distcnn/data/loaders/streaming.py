@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: DataLoader workers read and augment them while the network computes."""
+"""The streaming loader, for images that do not fit into memory: DataLoader workers read and augment ahead."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ from distcnn.data.sources.image_set import ImageSet
 
 
 class StreamingLoader:
-    """Workers read and augment one micro-batch at a time.
+    """Read and augment in worker processes, one micro-batch per request.
 
-    What crosses to the device is still uint8, a quarter of float32's traffic; it is normalised there. The samples and
-    the pixels are those of a ResidentLoader, in the same order.
+    Images are copied to the device as uint8, a quarter of the traffic of float32, and normalised there. Yields the same
+    samples and pixels as a ResidentLoader, in the same order.
     """
 
     def __init__(
@@ -41,29 +41,29 @@ class StreamingLoader:
         self.loader: DataLoader[Any] = DataLoader(
             _AugmentedImages(data, pipeline, seed),
             sampler=_Requests(sampler),
-            batch_size=None,  # a request is a whole micro-batch already
+            batch_size=None,  # no batching: a request is a micro-batch
             num_workers=workers,
             pin_memory=cuda,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_group,
-            generator=torch.Generator(),  # its own: a worker's base seed is not drawn from the global one
+            generator=torch.Generator(),  # keeps the workers' base seed from advancing the global generator
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Give this rank's micro-batches of an epoch, from a step on."""
+        """Yield this rank's micro-batches of an epoch, starting at `first_step` of the epoch."""
         self.sampler.set_epoch(epoch, first_step)
-        copied = _copied(self.loader, self.preprocess.device, self.side)
+        copied = _copy_ahead(self.loader, self.preprocess.device, self.side)
         for (images, labels, draws), micro in zip(copied, self.sampler.micro_batches(), strict=True):
             yield self.finish(images, labels, draws, micro)
 
 
-def _copied(
+def _copy_ahead(
     batches: Iterable[Sequence[Tensor]], device: torch.device, side: torch.cuda.Stream | None
 ) -> Iterator[Sequence[Tensor]]:
-    """Batches of pinned tensors → on the device; on CUDA in the stream `side`, while the batch before computes.
+    """Copy batches of pinned tensors to the device; on CUDA in the stream `side`, overlapping with compute.
 
-    The host never waits for the GPU, so it asks for a batch long before the last one is computed. A copy put into the
-    same stream would still wait for that; in a stream of its own it does not.
+    The host runs ahead of the GPU and requests a batch long before the previous one is computed. In the compute stream
+    the copy would be queued behind that work; in its own stream it is not.
     """
     if side is None:
         yield from batches
@@ -74,17 +74,17 @@ def _copied(
         current = torch.cuda.current_stream(device)
         current.wait_stream(side)
         for tensor in copies:
-            tensor.record_stream(current)  # its memory is `side`'s, to be reused only when `current` is done with it
+            tensor.record_stream(current)  # allocated in `side`: reuse its memory only when `current` is done
         yield copies
 
 
 def _leave_group(_: int) -> None:
-    """A signal to the rank's process group, as Ctrl-C and Slurm send it, is for the rank, which ends its workers."""
+    """Leave the rank's process group, so that Ctrl-C and Slurm signal the rank alone; it ends its workers."""
     os.setpgid(0, 0)
 
 
 class _Requests:
-    """A sampler of micro-batches: (epoch, first position, indices)."""
+    """Sampler that yields one request per micro-batch: (epoch, first position, indices)."""
 
     def __init__(self, sampler: MicroBatchSampler):
         self.sampler = sampler
@@ -99,7 +99,7 @@ class _Requests:
 
 
 class _AugmentedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """A request → images [n, H, W, C] uint8, labels [n] int64, and the draws [K, n] for normalised images."""
+    """Maps a request to images [n, H, W, C] uint8, labels [n] int64 and the draws [K, n] of `on_floats`."""
 
     def __init__(self, data: ImageSet, pipeline: Pipeline, seed: int):
         self.data, self.pipeline, self.seed = data, pipeline, seed

@@ -1,4 +1,4 @@
-"""Where images come from, one file a source. No torch in here."""
+"""Data sources, one file each. Imports no torch."""
 
 from distcnn.registry import Registry
 

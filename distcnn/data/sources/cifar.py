@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): downloaded once, by the first process, and read without trusting the files.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): downloaded once, by the first process, and read as untrusted files.
 
-Names, addresses and checksums are torchvision's. Its readers are not used: they unpickle whatever a file holds, which
-may be code where the archive comes from another address, and they download and unpack in place, without a lock.
+File names, URLs and checksums are torchvision's. Its readers are not used: they unpickle arbitrary objects, which can
+run code from an archive of another URL, and they download and extract in place, without a lock.
 """
 
 import io
@@ -23,52 +23,53 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from distcnn.config.schema import Config, DataConfig
-from distcnn.data.sources.image_set import ImageSet, Split, of_32_pixels
+from distcnn.data.sources.image_set import ImageSet, Split, check_32_pixels
 from distcnn.errors import InputError
 from distcnn.files import locked
 from distcnn.registry import Problem, checked_by
 
-# All that the pickles of the original archives call.
-_NAMES = {
+# All globals that the pickles of the original archives use.
+_ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
     ("numpy", "dtype"), ("_codecs", "encode"),
 }  # fmt: skip
 
 
-class _Plain(pickle.Unpickler):
-    """Arrays, numbers and texts only: a batch file can run no code."""
+class _PlainUnpickler(pickle.Unpickler):
+    """Load arrays, numbers and strings only, so that a batch file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 
-def _checksum_of_a_url(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     if args["md5"] is not None and args["url"] is None:
-        yield ("data.args.md5", "data.args.url"), "a checksum is only taken for an archive at data.args.url"
-    yield from of_32_pixels(config, args)
+        yield ("data.args.md5", "data.args.url"), "a checksum applies only to an archive given by data.args.url"
+    yield from check_32_pixels(config, args)
 
 
-Url = Annotated[str | None, Field(description="download the archive from here instead of its publisher")]
+Url = Annotated[str | None, Field(description="download the archive from this URL instead of the publisher's")]
 Md5 = Annotated[
     str | None,
     Field(pattern="^[0-9a-f]{32}$", description="checksum of the archive at `url`, if it is not the original"),
 ]
 
 
-@checked_by(_checksum_of_a_url)
+@checked_by(_check)
 def cifar10(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = None) -> ImageSet:
-    """Give the 60,000 images of CIFAR-10 from `data.root`, into which they are downloaded. Raises InputError.
+    """Load CIFAR-10 (50,000 training and 10,000 test images) from `data.root`, downloading it there if it is missing.
 
-    With `url` another archive in the same format is taken, whose own checksum, `md5`, stands for those of its files.
+    `url` is another archive in the same format; its checksum `md5` replaces those of the original files. Raises
+    InputError if the data cannot be downloaded or is damaged.
     """
     return _cifar("cifar10", CIFAR10, Path(config.root), split, url, md5)
 
 
-@checked_by(_checksum_of_a_url)
+@checked_by(_check)
 def cifar100(config: DataConfig, split: Split, *, url: Url = None, md5: Md5 = None) -> ImageSet:
-    """Give the 60,000 images of CIFAR-100, as `cifar10` does."""
+    """Load CIFAR-100 (50,000 training and 10,000 test images), as `cifar10` does."""
     return _cifar("cifar100", CIFAR100, Path(config.root), split, url, md5)
 
 
@@ -88,14 +89,14 @@ def _cifar(name: str, dataset: Any, root: Path, split: Split, url: str | None, m
         labels = np.concatenate([np.asarray(batch[key], np.int64) for batch in batches])
         classes = tuple(map(str, meta[dataset.meta["key"]]))
         if len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):
-            raise ValueError("images, labels and classes do not fit each other")
+            raise ValueError("images, labels and classes do not match")
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"data.root = {root}: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged file makes pickle or NumPy raise
+    except Exception as error:  # a damaged file can make pickle or NumPy raise anything
         raise InputError(
-            f"data.root = {root}: {folder} is damaged or incomplete ({error}); remove it, and it will be fetched again"
+            f"data.root = {root}: {folder} is damaged or incomplete ({error}); remove it to download it again"
         ) from error
     return ImageSet(images, labels, classes)
 
@@ -106,54 +107,54 @@ def _files(dataset: Any) -> list[str]:
 
 def _read(path: Path, md5: str | None) -> dict[str, Any]:
     if not path.is_file() or not check_integrity(path, md5):
-        raise ValueError(f"{path.name} is missing, or is not the original")
-    content = _Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        raise ValueError(f"{path.name} is missing or has the wrong checksum")
+    content = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no table")
+        raise ValueError(f"{path.name} does not hold a dict")
     return content
 
 
 def _images(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[n, 3072] → [n, 32, 32, 3]."""
+    """Reshape [n, 3072] uint8, channels first, to [n, 32, 32, 3]."""
     if data.dtype != np.uint8:
-        raise ValueError("the images are not bytes")
+        raise ValueError("the images are not uint8")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _download(source: str, dataset: Any, root: Path, url: str, md5: str) -> None:
-    """Fetch, verify and unpack into a folder aside, then rename it into place: it is whole or absent."""
-    # One name for all attempts: the lock is held, so what lies there was left by one that was killed.
-    aside = root / f".{source}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    archive = root / dataset.filename  # put there by hand, for machines without a network
+    """Download, verify and extract into a temporary folder, then rename it into place: it is complete or absent."""
+    # One name for all attempts: the lock is held, so an existing folder was left by a killed process.
+    partial = root / f".{source}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    archive = root / dataset.filename  # may have been placed there by hand, on machines without a network
     try:
         if not (archive.is_file() and check_integrity(archive, md5)):
-            archive = aside / dataset.filename
+            archive = partial / dataset.filename
             _fetch(url, archive)
             if not check_integrity(archive, md5):
-                raise OSError(f"what it sent does not have the checksum {md5}")
-        (aside / dataset.base_folder).mkdir()
+                raise OSError(f"the downloaded file does not have the MD5 checksum {md5}")
+        (partial / dataset.base_folder).mkdir()
         with tarfile.open(archive) as files:
-            for name in _files(dataset):  # no other: an archive decides neither where it writes nor what
+            for name in _files(dataset):  # by name: the archive cannot choose what is written, or where
                 part = files.extractfile(f"{dataset.base_folder}/{name}")
                 if part is None:
-                    raise tarfile.TarError(f"{name} is no file in it")
-                with part, (aside / dataset.base_folder / name).open("wb") as file:
+                    raise tarfile.TarError(f"{name} is not a file in the archive")
+                with part, (partial / dataset.base_folder / name).open("wb") as file:
                     shutil.copyfileobj(part, file)
-        (aside / dataset.base_folder).rename(root / dataset.base_folder)
-    except (OSError, HTTPException, tarfile.TarError, EOFError, KeyError) as error:  # urllib's own errors are OSErrors
+        (partial / dataset.base_folder).rename(root / dataset.base_folder)
+    except (OSError, HTTPException, tarfile.TarError, EOFError, KeyError) as error:  # urllib's errors are OSErrors
         raise InputError(
             f"data.source = {source}: not in {root}, and {url} could not be downloaded ({error}). "
             f"Without a network: put {dataset.filename} or its folder {dataset.base_folder}/ into {root}; or train on "
             "images of your own (--data.source folder --data.root DIR), or on --data.source digits or synthetic"
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fetch(url: str, path: Path) -> None:
-    """One request, with a progress bar; a server that falls silent for a minute is an error."""
+    """Download with a progress bar; raises OSError if the server sends nothing for 60 s or too little in all."""
     with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
         size = int(response.headers.get("Content-Length", 0)) or None
         console = Console(stderr=True)

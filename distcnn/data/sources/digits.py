@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits."""
+"""The handwritten digits of scikit-learn."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,25 +8,25 @@ from PIL import Image
 
 from distcnn.config.schema import Config
 from distcnn.data.sources.folder import stratified_split
-from distcnn.data.sources.image_set import ImageSet, Split, of_32_pixels
+from distcnn.data.sources.image_set import ImageSet, Split, check_32_pixels
 from distcnn.registry import Problem, checked_by
 from distcnn.text import missing
 
 
-def _installed(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     if needs := missing("digits", "sklearn"):
         yield ("data.source",), needs
-    yield from of_32_pixels(config, args)
+    yield from check_32_pixels(config, args)
 
 
-@checked_by(_installed)
+@checked_by(_check)
 def digits(split: Split) -> ImageSet:
-    """Give 1,797 digits, 8×8 pixels of 17 greys, enlarged to 32×32 RGB; every fifth is for testing."""
-    from sklearn.datasets import load_digits  # an optional package
+    """Load 1,797 digits, 8×8 pixels in 17 grey levels, upscaled to 32×32 RGB; a fifth of each class is for testing."""
+    from sklearn.datasets import load_digits  # an optional dependency
 
-    bunch = load_digits()
-    labels = bunch.target.astype(np.int64)
+    data = load_digits()
+    labels = data.target.astype(np.int64)
     chosen = stratified_split(labels, 0.2)[split]
-    grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)  # [N, 8, 8]
+    grey = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)  # [N, 8, 8]
     big = [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in grey]
     return ImageSet(np.stack(big)[..., None].repeat(3, axis=3), labels[chosen], tuple("0123456789"))

@@ -1,4 +1,4 @@
-"""A folder of images → a memory-mapped uint8 cache: decoded once, by one process a node, shared by its ranks."""
+"""A folder of images, decoded once per node into a memory-mapped uint8 cache that its ranks share."""
 
 import hashlib
 import json
@@ -24,30 +24,30 @@ from distcnn.files import locked
 from distcnn.registry import Problem, checked_by
 
 TEST_NAMES = ("test", "val", "valid", "validation")
-_FORMAT = 1  # of the cache; part of its key
-_CHUNK = 64  # images a task
+_FORMAT = 1  # version of the cache, part of its key
+_CHUNK = 64  # images per task
 
 
-def _is_there(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
+def _check(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:
     if not Path(config.data.root).is_dir():
         yield ("data.root",), "no such folder; it should hold train/<class>/ and test/<class>/, or <class>/ alone"
 
 
-@checked_by(_is_there)
+@checked_by(_check)
 def folder(
     config: DataConfig,
     split: Split,
     *,
     test_fraction: Annotated[
         Float,
-        Field(gt=0, lt=1, description="without train/ and test/: part of each class that is kept for testing"),
+        Field(gt=0, lt=1, description="without train/ and test/: fraction of each class kept for testing"),
     ] = 0.1,
 ) -> ImageSet:
-    """Read a tree of images, S = `data.image_size` pixels a side; their files are relative to the root.
+    """Read a tree of images, resized to `data.image_size`, with file names relative to the root.
 
     The tree is `root/train/<class>/…` and `root/test/<class>/…` (or val, valid, validation), or `root/<class>/…`
-    alone, from which `test_fraction` of each class is kept for testing, the same images every time. Raises InputError
-    that names every unreadable file.
+    alone, of which a fixed `test_fraction` of each class is kept for testing. Raises InputError, which names every
+    unreadable file.
     """
     root = Path(config.root).resolve()
     if not root.is_dir():
@@ -75,7 +75,7 @@ def folder(
 
 
 def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:
-    """Part rows into splits: every class gives its part (at least one image, where it has two) to `test`."""
+    """Split rows: `test` gets `test_fraction` of each class, at least one image of a class that has two."""
     rng, test = np.random.default_rng(0), []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -86,14 +86,14 @@ def stratified_split(labels: NDArray[np.int64], test_fraction: float) -> dict[st
 
 
 def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
-    """Class names, and every file below them with its label. Hidden files are the system's, not the user's."""
+    """List the class names, and every file below them with its label. Hidden files are ignored."""
     classes = tuple(sorted(d.name for d in tree.iterdir() if d.is_dir() and not d.name.startswith(".")))
     if not classes:
-        raise InputError(f"data.root: {tree} holds no class folders; images should lie in {tree}/<class>/")
+        raise InputError(f"data.root: {tree} holds no class folders; images should be in {tree}/<class>/")
     loose = sorted(p.name for p in tree.iterdir() if p.is_file() and not p.name.startswith("."))
     if any(Path(name).suffix.lower() in Image.registered_extensions() for name in loose):
         raise InputError(f"data.root: {tree} holds images outside any class folder: {', '.join(loose[:5])}")
-    files: list[str] = []  # plain strings: a million Path objects would take seconds
+    files: list[str] = []  # strings: creating a million Path objects takes seconds
     labels: list[int] = []
     empty = []
     for label, name in enumerate(classes):
@@ -107,7 +107,7 @@ def _listing(tree: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """All files in a folder and those below it, without hidden ones."""
+    """Yield all files below a folder, recursively, without hidden ones."""
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.join(where, name) for name in names if not name.startswith("."))  # noqa: PTH118
@@ -120,30 +120,30 @@ def _cache_folder(config: DataConfig) -> Path:
 
 
 def default_cache() -> Path:
-    """Return the folder of decoded images where the config names none."""
+    """Return the default folder of decoded images: $DISTCNN_CACHE, or ~/.cache/distcnn."""
     return Path(os.environ.get("DISTCNN_CACHE") or Path.home() / ".cache" / "distcnn")
 
 
 def _mapped(cache: Path, count: int, size: int) -> NDArray[np.uint8]:
     path = cache / "images.npy"
     try:
-        # Copy-on-write: the pages are shared by all ranks, and PyTorch gets the writable array it asks for.
+        # Copy-on-write: all ranks share the pages, and PyTorch gets a writable array, without which it warns.
         images = np.load(path, mmap_mode="c", allow_pickle=False)
         if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
             raise ValueError(f"it holds {images.shape} of {images.dtype}")
-    except Exception as error:  # whatever a damaged header makes NumPy raise
-        raise InputError(f"{path}: damaged ({error}); remove {cache}, and the images will be decoded again") from error
+    except Exception as error:  # a damaged header can make NumPy raise anything
+        raise InputError(f"{path}: damaged ({error}); remove {cache} to decode the images again") from error
     mapped: NDArray[np.uint8] = images
     return mapped
 
 
 def _key(root: Path, files: list[str], size: int) -> str:
-    """A name for exactly these files: the change time tells of every write, also one that keeps size and date."""
+    """Hash the files' names, sizes and times; ctime changes with every write, even one that restores size and mtime."""
     digest = hashlib.sha256(f"{_FORMAT} {size} {root}".encode())
     for file in files:
         try:
             stat = os.stat(file)  # noqa: PTH116
-        except OSError:  # a dangling link: decoding it will say so
+        except OSError:  # a dangling link, which decoding reports
             continue
         digest.update(
             f"{file}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode(errors="surrogateescape")
@@ -165,14 +165,14 @@ def _build_once(cache: Path, files: list[str], size: int) -> None:
 
 
 def _build(cache: Path, files: list[str], size: int) -> None:
-    """Decode into a folder aside and rename it into place: the cache is whole or absent."""
-    aside = cache.with_suffix(".partial")
-    shutil.rmtree(aside, ignore_errors=True)  # the lock is held: left by a process that was killed
-    aside.mkdir()
+    """Decode into a temporary folder and rename it into place: the cache is complete or absent."""
+    partial = cache.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process, as the lock is held
+    partial.mkdir()
     try:
-        path = aside / "images.npy"
+        path = partial / "images.npy"
         images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), size, size, 3))
-        with path.open("r+b") as handle:  # claim the space now: a full disk would end a mapped write by SIGBUS
+        with path.open("r+b") as handle:  # allocate now: on a full disk, a mapped write would raise SIGBUS
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
@@ -182,11 +182,11 @@ def _build(cache: Path, files: list[str], size: int) -> None:
         def decode_into(row: int) -> str | None:
             try:
                 images[row] = decode(files[row], size)
-            except Exception as error:  # whatever Pillow raises on hostile bytes, the answer is the file's name
+            except Exception as error:  # Pillow can raise anything on malformed files
                 return f"{files[row]}: not readable as an image ({type(error).__name__}: {error})"
             return None
 
-        with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes and resizes outside the interpreter lock
+        with ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL while it decodes and resizes
             starts = range(0, len(files), _CHUNK)
             bar = track(
                 pool.map(decode_chunk, starts),
@@ -199,16 +199,16 @@ def _build(cache: Path, files: list[str], size: int) -> None:
         if unreadable:
             raise InputError(unreadable)
         images.flush()
-        (aside / "files.json").write_text(json.dumps(files))
-        aside.rename(cache)
+        (partial / "files.json").write_text(json.dumps(files))
+        partial.rename(cache)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def decode(path: str | Path, size: int) -> NDArray[np.uint8]:
-    """Any image Pillow reads → [size, size, 3] uint8: turned upright, shorter side resized, centre cropped."""
+    """Decode an image to [size, size, 3] uint8: EXIF orientation applied, shorter side resized, centre crop."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit greys, which convert() would clip at 255
+        if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which convert() would clip at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))

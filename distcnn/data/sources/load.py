@@ -1,4 +1,4 @@
-"""The images of a run: a split of its source, held out and limited as the config says."""
+"""Load the images of a run: one split of the source, with holdout and limits as configured."""
 
 from collections.abc import Iterator
 
@@ -6,26 +6,26 @@ import numpy as np
 
 from distcnn.config.schema import Config, DataConfig
 from distcnn.data.sources import SOURCES
-from distcnn.data.sources.image_set import ImageSet, Split, problem_of
+from distcnn.data.sources.image_set import ImageSet, Split, image_set_problem
 from distcnn.errors import InputError
 from distcnn.registry import Problem
 from distcnn.text import listed
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Say what is wrong with the source and its arguments, as far as it shows before anything is read."""
+    """Check the source and its arguments, without reading any data."""
     return SOURCES.problems(config.data.source, config.data.args, config, "data.source", "data.args")
 
 
 def load(config: DataConfig, split: Split) -> ImageSet:
-    """Read one split of the configured source. Raises InputError where it is missing or unreadable.
+    """Read one split of the configured source. Raises InputError if it is missing or unreadable.
 
-    With `holdout`, a fixed random part of the training images takes the place of the test images, which are not read.
-    Uses no collective and may be called before a process group exists: processes that share a disk take turns
-    by file locks, so that one of them downloads or decodes and the others find the result.
+    With `holdout`, a fixed random subset of the training images replaces the test images, which are not read. Not a
+    collective; needs no process group. Processes that share a disk synchronise by file locks: one downloads or
+    decodes, the others use the result.
     """
     data = SOURCES.build(config.source, config.args, config=config, split="train" if config.holdout else split)
-    if problem := problem_of(data, config.image_size):
+    if problem := image_set_problem(data, config.image_size):
         raise InputError(f"data.source = {config.source}, data.image_size = {config.image_size}: {problem}")
     read: ImageSet = data
     if config.holdout:
@@ -42,7 +42,7 @@ def load(config: DataConfig, split: Split) -> ImageSet:
 
 
 def check_classes(train: ImageSet, test: ImageSet) -> None:
-    """Raise InputError where the splits do not hold the same classes, two at least."""
+    """Raise InputError unless both splits have the same classes, at least two."""
     problems = []
     if missing := [name for name in train.classes if name not in test.classes]:
         problems.append(f"data.root: class {listed(missing, 20)} is in the training images, but not in the test images")
@@ -55,7 +55,7 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
 
 
 def with_classes(data: ImageSet, classes: tuple[str, ...]) -> ImageSet:
-    """The same images with labels that index the model's `classes`; a class without images is fine here."""
+    """Remap the labels to indices into the model's `classes`. Raises InputError for a class not among them."""
     if foreign := [name for name in data.classes if name not in classes]:
         raise InputError(f"data: the model does not know {listed(foreign, 20)}; it knows {listed(classes, 20)}")
     index = np.array([classes.index(name) for name in data.classes], np.int64)
