@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("training/build.py", "the seed does not change the weights", "torch.manual_seed(config.seed)", "torch.manual_seed(0)"),
     Mutant("training/build.py", "train.drop_last is ignored", "drop_last=config.train.drop_last", "drop_last=False"),
     Mutant("training/build.py", "the seed does not change the augmentation", "return ResidentLoader(images.train, sampler, preprocess, pipeline, config.seed)", "return ResidentLoader(images.train, sampler, preprocess, pipeline, 0)"),
-    Mutant("training/start_and_end.py", "DISTCNN_GRACE is ignored", "int(told) if told.isdecimal() else 0", "0"),
+    Mutant("training/start_and_end.py", "DISTCNN_GRACE is ignored", "int(seconds) if seconds.isdecimal() else 0", "0"),
     Mutant("training/run.py", "the last weights are evaluated, not their average", "with self.averages.swapped_in():\n            found", "if self.averages:\n            found"),
     Mutant("training/start_and_end.py", "the last weights are exported, not their average", "with run.averages.swapped_in():\n            final", "if run.averages:\n            final"),
     Mutant("training/run.py", "a resumed run starts its averages anew", "self.averages.load_state_dict(checkpoint.averages)", "pass"),

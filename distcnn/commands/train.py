@@ -26,6 +26,6 @@ def run(options: Options) -> None:
         settings = load_settings(options.config, options.settings, options.problems)
         if options.quiet:
             settings.update({"tracking.console": False})
-        from distcnn.training.train import train_as_told
+        from distcnn.training.train import train_from_settings
 
-        train_as_told(settings, world, signal)
+        train_from_settings(settings, world, signal)

@@ -1,4 +1,4 @@
-"""Networks by name: distcnn's own, torchvision's classifiers, or a user's `package.module:callable`."""
+"""Network registry: built-in networks, torchvision classifiers, or your own `package.module:callable`."""
 
 from distcnn.registry import Registry
 

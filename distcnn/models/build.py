@@ -1,4 +1,4 @@
-"""Build a network by name, and see that it maps the images to the logits that are wanted of it."""
+"""Build a network by name and check its output shape."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,9 @@ def build_model(
     image_size: int,
     args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A network from [N, 3, image_size, image_size] to [N, num_classes] logits, with PyTorch's default weights.
+    """Build a network from [N, 3, image_size, image_size] images to [N, num_classes] logits, randomly initialised.
 
-    Raises InputError for an unknown name, for arguments that it does not take, and where the network does not map that
-    input to that output.
+    Raises InputError for an unknown name, invalid arguments, or a network that does not map this input to that output.
     """
     try:
         model = MODELS.build(name, args or {}, num_classes=num_classes, image_size=image_size)
@@ -36,19 +35,19 @@ def build_model(
 
 
 def check_sizes(model: nn.Module, name: str, num_classes: int, sizes: Iterable[int]) -> None:
-    """Raise InputError where a network does not take images of one of these sizes, in pixels a side, as well."""
+    """Raise InputError if the network does not accept images of all `sizes` (side in pixels)."""
     for size in sizes:
         try:
             _check_shapes(model, name, num_classes, size)
         except InputError as error:
             raise InputError(
-                f"data.augment, images of {size} pixels: {error}; it takes a network for images of any size, such as "
+                f"data.augment, images of {size} pixels: {error}; use a network that accepts any image size, such as "
                 "resnet9"
             ) from error
 
 
 def forward_flops(model: nn.Module, image_size: int) -> int:
-    """Floating-point operations (2 a multiply-add) of the convolutions and products of one image's forward."""
+    """Count the FLOPs (2 per multiply-add) of convolutions and matrix products in the forward of one image."""
     with FlopCounterMode(display=False) as counter:
         _dry_run(model, image_size, batch=1, training=False)
     return int(counter.get_total_flops())
@@ -70,7 +69,7 @@ def _check_shapes(model: nn.Module, name: str, num_classes: int, image_size: int
 
 
 def _dry_run(model: nn.Module, image_size: int, batch: int, *, training: bool) -> Any:
-    """A forward for its shapes, on a copy: on the meta device, where nothing is computed, if the model allows."""
+    """Run a forward on a copy, for its shapes: on the meta device, without computing, if the model supports it."""
     model = copy.deepcopy(model).train(training)
     with torch.no_grad():
         try:
@@ -78,4 +77,4 @@ def _dry_run(model: nn.Module, image_size: int, batch: int, *, training: bool) -
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error).lower():
                 raise
-        return model(torch.zeros(batch, 3, image_size, image_size))  # its forward looks at values
+        return model(torch.zeros(batch, 3, image_size, image_size))  # its forward depends on values

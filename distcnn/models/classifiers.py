@@ -1,4 +1,4 @@
-"""torchvision's classifiers by their names in torchvision.models."""
+"""torchvision's classifiers, by their names in torchvision.models."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class _Classifiers(Mapping[str, Callable[..., nn.Module]]):
-    """Name → a function that builds it."""
+    """Maps a name to a function that builds the network; listed lazily."""
 
     @cached_property
     def known(self) -> list[str]:

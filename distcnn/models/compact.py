@@ -1,14 +1,14 @@
-"""A small VGG-like network for short trainings on few cores."""
+"""A small VGG-like network for short training runs on few cores."""
 
 from torch import Tensor, nn
 
 
 class CompactCNN(nn.Module):
-    """A stem and three blocks of two 3×3 convolutions; pooling stands before BatchNorm and activation.
+    """A stem and three blocks of two 3×3 convolutions; pooling precedes BatchNorm and activation.
 
-    The layout of the published CIFAR-10 speed-runs (Jordan 2024, arXiv:2404.00498), narrower, and with a plain
-    trained stem. As there, the blocks' convolutions start as the identity on their first channels (Dirac), so that
-    gradients reach the stem from the first step.
+    The layout of the published CIFAR-10 speedruns (Jordan 2024, arXiv:2404.00498), narrower, with an ordinary
+    trained stem. As there, the convolutions of the blocks are initialised to the identity on their first channels
+    (Dirac), so that gradients reach the stem from the first step.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class CompactCNN(nn.Module):
         for layer in layers[1:]:
             if isinstance(layer, nn.Conv2d):
                 nn.init.dirac_(layer.weight.data[: layer.in_channels])
-        self.scale = scale  # of the logits: the head learns slower than the features
+        self.scale = scale  # of the logits, so that the head learns more slowly than the features
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W], H and W at least 8 → [N, classes] logits. For 32×32 images and the default widths:"""
+        """Map [N, 3, H, W], H and W at least 8, to [N, classes] logits. Shapes below: 32×32 images, default widths."""
         x = self.features(x)  # [N, 16, 32, 32], [N, 32, 16, 16], [N, 96, 8, 8], [N, 128, 4, 4]
         logits: Tensor = self.head(x.amax(dim=(2, 3))) * self.scale
         return logits

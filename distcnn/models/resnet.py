@@ -8,12 +8,12 @@ from torch import Tensor, nn
 def resnet18(num_classes: int = 10, stochastic_depth: float = 0.0) -> nn.Module:
     """ResNet-18 (He et al. 2015, arXiv:1512.03385) with the stem for small images: 11,173,962 parameters.
 
-    As in the paper's CIFAR networks, the first convolution is 3×3 with stride 1 and no pooling follows it, so
-    that 32×32 images reach the last stage at 4×4 and not at 1×1.
+    As in the paper's CIFAR networks, the first convolution is 3×3 with stride 1 and is not followed by pooling, so
+    that 32×32 images reach the last stage at 4×4 instead of 1×1.
 
-    Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, block number l of the 8 leaves out its
-    residual branch for an image with probability l/8 · `stochastic_depth`; a branch that stays is divided by the
-    probability that it does, so that evaluation needs no correction.
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, block l of the 8 drops its residual branch
+    for each image with probability l/8 · `stochastic_depth`; surviving branches are divided by their survival
+    probability, so that evaluation needs no correction.
     """
     from torchvision.models import resnet18 as for_imagenet
 
@@ -24,7 +24,7 @@ def resnet18(num_classes: int = 10, stochastic_depth: float = 0.0) -> nn.Module:
     if stochastic_depth:
         branch_ends = [m for name, m in model.named_modules() if name.endswith(".bn2")]
         for number, last in enumerate(branch_ends, 1):
-            # A hook, not a module: the weights keep torchvision's names.
+            # A hook instead of a module, to keep torchvision's parameter names.
             last.register_forward_hook(partial(_drop_branches, stochastic_depth * number / len(branch_ends)))
     return model
 
@@ -37,10 +37,10 @@ def _drop_branches(probability: float, module: nn.Module, _: object, branch: Ten
 
 
 class ResNet9(nn.Module):
-    """Nine layers for a short training (Page 2018, "How to train your ResNet", the DAWNBench entry for CIFAR-10).
+    """ResNet-9 (Page 2018, "How to train your ResNet", a DAWNBench entry for CIFAR-10).
 
     `width` is the number of channels of the first layer (64 in the original: 6.6 M parameters); the cost grows
-    with its square. `scale` multiplies the logits (0.125 in the original), which lets the head learn slowly.
+    quadratically with it. `scale` multiplies the logits (0.125 in the original), which slows the head's learning.
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, scale: float = 0.125):
@@ -54,18 +54,18 @@ class ResNet9(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W], H and W at least 8 → [N, classes] logits. For 32×32 images and width 64:"""
+        """Map [N, 3, H, W], H and W at least 8, to [N, classes] logits. Shapes below: 32×32 images, width 64."""
         x = self.stem(x)  # [N, 64, 32, 32]
         x = self.stage1(x)  # [N, 128, 16, 16]
         x = self.stage2(x)  # [N, 256, 8, 8]
         x = self.stage3(x)  # [N, 512, 4, 4]
-        x = x.amax(dim=(2, 3))  # [N, 512]: pooled to the largest, whatever the image's size
+        x = x.amax(dim=(2, 3))  # [N, 512]: global max pooling, for any image size
         logits: Tensor = self.head(x) * self.scale
         return logits
 
 
 class _Residual(nn.Module):
-    """x + f(x), f being two convolutions of the same width."""
+    """x + f(x), where f is two convolutions of the same width."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -77,6 +77,6 @@ class _Residual(nn.Module):
 
 
 def _conv(before: int, after: int) -> nn.Sequential:
-    """3×3 convolution that keeps H and W, BatchNorm, ReLU: [N, before, H, W] → [N, after, H, W]."""
+    """3×3 convolution with padding, BatchNorm, ReLU: [N, before, H, W] → [N, after, H, W]."""
     conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))

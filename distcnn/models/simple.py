@@ -1,13 +1,13 @@
-"""The tutorial's network: two convolutions, two linear layers."""
+"""A tutorial-style network: two convolutions, two linear layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """315,722 parameters for 10 classes of 32×32 images; any size from 10×10 on, any number of classes.
+    """Network without normalisation layers, whose result does not depend on the division into micro-batches.
 
-    No normalisation layers: its result does not depend on how a batch is cut into micro-batches.
+    315,722 parameters for 10 classes of 32×32 images. Raises ValueError for images smaller than 10×10.
     """
 
     def __init__(self, num_classes: int = 10, image_size: int = 32):
@@ -21,8 +21,8 @@ class SimpleCNN(nn.Module):
         self.fc2 = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, classes] logits. For 32×32 images:"""
-        # Pooling first is the same function with the same gradient, since ReLU is monotonic, on a quarter of the data.
+        """Map [N, 3, H, W] to [N, classes] logits. Shapes below: 32×32 images."""
+        # ReLU is monotonic, so pooling first gives the same values and gradients, with a quarter of the work.
         x = F.relu(F.max_pool2d(self.conv1(x), 2), inplace=True)  # [N, 32, 15, 15]
         x = F.relu(F.max_pool2d(self.conv2(x), 2), inplace=True)  # [N, 64, 6, 6]
         x = F.relu(self.fc1(x.flatten(1)))  # [N, 128]

@@ -2,7 +2,7 @@
 
 from distcnn.registry import Registry
 
-# (params, lr, *, arguments) -> torch.optim.Optimizer; `params` are groups, and one that takes a `model` is given it.
+# (params, lr, *, arguments) -> torch.optim.Optimizer; `params` are groups, `model` is passed where it is declared.
 OPTIMIZERS = Registry(
     "optimizers",
     {
@@ -15,7 +15,7 @@ OPTIMIZERS = Registry(
     hint="your own package.module:callable such as torch.optim:RMSprop",
 )
 
-# (span, *, arguments) -> a function of the step: the rate as a share of its peak; `span` is a Span of schedules.py.
+# (span, *, arguments) -> a function of the step: the rate as a fraction of the peak; `span` is a schedules.Span.
 SCHEDULES = Registry(
     "schedules",
     {name: f"distcnn.optim.schedules:{name}" for name in ("constant", "linear", "step", "cosine", "onecycle")},

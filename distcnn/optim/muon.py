@@ -1,4 +1,4 @@
-"""Muon for filters, SGD with Nesterov's momentum for the rest: one optimizer, one state."""
+"""Muon for filters and hidden matrices, SGD with Nesterov momentum for the rest, as one optimizer."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
@@ -12,15 +12,15 @@ from distcnn.config.schema import Config, Float
 from distcnn.optim.optimizers import head_of
 from distcnn.registry import Problem, checked_by
 
-# A quintic whose slope at zero is as steep as can be while all singular values end near 1 (Jordan et al. 2024, "Muon:
-# an optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/).
+# A quintic of maximal slope at zero that still maps all singular values near 1 (Jordan et al. 2024, "Muon: an
+# optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
-    """[m, n] → [m, n] of its dtype: the same singular vectors, with most singular values in about 0.5…1.5.
+    """Return [m, n] with the singular vectors of `matrix` and most singular values in about 0.5…1.5, in its dtype.
 
-    A Newton-Schulz iteration in bfloat16 on the smaller of the two Gram matrices.
+    Newton-Schulz iteration in bfloat16 on the smaller of the two Gram matrices.
     """
     a, b, c = _COEFFICIENTS
     x = matrix.bfloat16()
@@ -35,17 +35,17 @@ def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
 
 def _check(config: Config, _: Mapping[str, Any]) -> Iterator[Problem]:
     if config.train.precision == "fp16":
-        yield ("optim.name", "train.precision"), "muon has no way to skip a step that overflows; use bf16"
+        yield ("optim.name", "train.precision"), "muon cannot skip a step whose gradients overflow; use bf16"
 
 
 @checked_by(_check)
 class Muon(Optimizer):
-    """Steps filters and hidden matrices by Muon, the head and all else by SGD; all with Nesterov's momentum.
+    """Update filters and hidden matrices by Muon, the head and everything else by SGD, all with Nesterov momentum.
 
-    A filter bank [out, in, kh, kw] is one matrix [out, in·kh·kw]. With `fixed_norm` it is scaled to the norm √out
-    before each step, for networks that normalise after every convolution, where its norm only dilutes the steps;
-    otherwise each step is multiplied by √max(1, out / (in·kh·kw)). Weight decay is decoupled, and of the base rate:
-    weight ← weight · (1 - lr / lr_scale · weight_decay).
+    A filter bank [out, in, kh, kw] is treated as one matrix [out, in·kh·kw]. With `fixed_norm` it is scaled to the norm
+    √out before each step, for networks that normalise after every convolution, where a growing norm only shrinks the
+    effective step; otherwise each step is multiplied by √max(1, out / (in·kh·kw)). Weight decay is decoupled and uses
+    the base learning rate: weight ← weight · (1 - lr / lr_scale · weight_decay).
     """
 
     def __init__(
@@ -54,23 +54,23 @@ class Muon(Optimizer):
         lr: float,
         model: nn.Module | None = None,
         *,
-        momentum: Annotated[Float, Field(ge=0, lt=1, description="Nesterov's, of Muon and of SGD")] = 0.9,
+        momentum: Annotated[Float, Field(ge=0, lt=1, description="Nesterov momentum, of Muon and of SGD")] = 0.9,
         fixed_norm: Annotated[
             bool,
             Field(
-                description="scale each filter bank to the norm √filters before a step, which makes decay void; for "
+                description="scale each filter bank to the norm √filters before a step, cancelling weight decay; for "
                 "networks with BatchNorm after each convolution"
             ),
         ] = False,
     ):
-        """`params` are groups; with a `model`, their filters and matrices are put into groups with `filters=True`."""
+        """`params` are groups; with `model`, its filters and matrices are split off into groups with `filters=True`."""
         defaults = {"lr": lr, "lr_scale": 1.0, "momentum": momentum, "weight_decay": 0.0, "filters": False}
-        groups = list(params) if model is None else _with_filters_apart(list(params), model)
+        groups = list(params) if model is None else _split_filters(list(params), model)
         super().__init__(groups, defaults | {"fixed_norm": fixed_norm})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update all weights that have a gradient."""
+        """Update all weights that have a gradient; `closure` must be None."""
         assert closure is None
         for group in self.param_groups:
             weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
@@ -92,8 +92,8 @@ class Muon(Optimizer):
 
     @staticmethod
     def _filters(weight: Tensor, update: Tensor, fixed_norm: bool) -> Tensor:
-        # In the layout of the memory: a channels_last bank is [out, kh, kw, in] there, and the order of the columns
-        # does not matter to the singular values.
+        # In memory order, without a copy: a channels_last bank is stored as [out, kh, kw, in], and the order of the
+        # columns does not affect the singular values.
         flat = update.permute(0, *range(2, update.ndim), 1).flatten(1)  # [out, kh·kw·in]
         step = orthogonalized(flat)
         rows, columns = flat.shape
@@ -105,14 +105,14 @@ class Muon(Optimizer):
         return step.view(rows, *kernel, -1).permute(0, -1, *range(1, update.ndim - 1))
 
 
-def _with_filters_apart(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """The same groups, each with `filters`: those that hold both kinds are parted. The model's order decides theirs."""
-    # Not every tensor of two dimensions or more is a matrix of a layer: a scale per channel may be [C, 1, 1].
+def _split_filters(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """Split each group into filters and the rest, marked by `filters`, in the order of the model's parameters."""
+    # By layer, not by ndim: a per-channel scale may be [C, 1, 1].
     matrices = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)} - {head_of(model)}
     group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
     found: dict[tuple[int, bool], dict[str, Any]] = {}
     for p in (p for p in model.parameters() if p in group_of):
         filters = p in matrices
-        parted = found.setdefault((group_of[p], filters), groups[group_of[p]] | {"params": [], "filters": filters})
-        parted["params"].append(p)
+        split = found.setdefault((group_of[p], filters), groups[group_of[p]] | {"params": [], "filters": filters})
+        split["params"].append(p)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The optimizer of a run: its parameter groups, its learning rate, and its state under other groups."""
+"""The optimizer of a run: parameter groups, learning rate, and state remapped to other groups."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from distcnn.optim import OPTIMIZERS
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Part the trained parameters by how they are treated: matrices and filters, the head, what is 1-d.
+    """Group the trained parameters by learning rate and weight decay: matrices and filters, the head, 1-d ones.
 
-    The head is the last linear layer's matrix. Biases and BatchNorm's parameters, which are 1-d, get no weight decay:
-    it only shrinks scales that the next normalisation restores (He et al. 2018, "Bag of tricks", arXiv:1812.01187,
-    section 3.1). `lr_scale` is a group's rate as a share of the base rate. Groups that would be treated alike are one:
-    one kernel per step. Raises InputError for a head's rate where there is no head.
+    The head is the weight matrix of the last linear layer. Biases and BatchNorm parameters, which are 1-d, get no
+    weight decay (He et al. 2018, "Bag of tricks", arXiv:1812.01187, section 3.1). `lr_scale` is a group's learning rate
+    relative to the base rate. Groups with equal values are merged, so that they take one kernel per step. Raises
+    InputError if `optim.head_lr` is set and the model has no head.
     """
     head = head_of(model)
     if config.head_lr is not None and head is None:
-        raise InputError("optim.head_lr: the network has no linear layer, so no head to give a rate of its own")
+        raise InputError("optim.head_lr: the network has no linear layer, hence no head")
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for p in (p for p in model.parameters() if p.requires_grad):
         rate = config.head_lr if p is head else config.bias_lr if p.ndim <= 1 else None
@@ -32,13 +32,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def head_of(model: nn.Module) -> Tensor | None:
-    """The matrix of the last linear layer, None without one."""
+    """Return the weight matrix of the last linear layer; None if there is none."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return linear[-1].weight if linear else None
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> Optimizer:
-    """Make the configured optimizer with the base rate `lr`. Raises InputError for what it refuses."""
+    """Build the configured optimizer with the base rate `lr`. Raises InputError for arguments it rejects."""
     try:
         optimizer: Optimizer = OPTIMIZERS.build(
             config.name, config.args, parameter_groups(model, config), lr=lr, model=model
@@ -50,21 +50,21 @@ def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> Optimize
             f"optim.name = {config.name}: should return a torch.optim.Optimizer, not {type(optimizer).__name__}"
         )
     if config.weight_decay and "weight_decay" not in optimizer.defaults:
-        raise InputError(f"optim.weight_decay = {config.weight_decay}: {config.name} has none; set it to 0")
+        raise InputError(f"optim.weight_decay = {config.weight_decay}: {config.name} has no weight decay; set it to 0")
     return optimizer
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the base rate: each group takes its share of it."""
+    """Set the base learning rate, which each group multiplies by its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def regrouped(state: dict[str, Any], old: Optimizer, new: Optimizer) -> dict[str, Any]:
-    """An optimizer's state_dict that was saved with the groups of `old`, as `new` takes it.
+    """Remap an optimizer's state_dict from the parameter groups of `old` to those of `new`.
 
-    It knows parameters by their places in the groups, and another weight decay, or a rate of its own for the head, may
-    make other groups. Their options are to be set: here they are those of the first old group.
+    A state_dict identifies parameters by their index in the groups, which change with weight decay or `head_lr`. All
+    groups get the options of the first old one; the caller has to set the new ones.
     """
     place = {p: i for i, p in enumerate(p for group in old.param_groups for p in group["params"])}
     options = {key: value for key, value in state["param_groups"][0].items() if key != "params"}
@@ -74,6 +74,6 @@ def regrouped(state: dict[str, Any], old: Optimizer, new: Optimizer) -> dict[str
         places = range(count, count + len(group["params"]))
         found["param_groups"].append(options | {"params": list(places)})
         kept = {i: place[p] for i, p in zip(places, group["params"], strict=True) if place[p] in state["state"]}
-        found["state"] |= {i: state["state"][was] for i, was in kept.items()}
+        found["state"] |= {i: state["state"][old_place] for i, old_place in kept.items()}
         count += len(places)
     return found

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum: PyTorch's own, in its fused form."""
+"""PyTorch's SGD with momentum, in its fused implementation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from distcnn.registry import Problem, checked_by
 
 def _check(_: object, args: Mapping[str, Any]) -> Iterator[Problem]:
     if args["nesterov"] and args["momentum"] == 0:
-        yield ("optim.args.nesterov", "optim.args.momentum"), "Nesterov's momentum needs a momentum above 0"
+        yield ("optim.args.nesterov", "optim.args.momentum"), "Nesterov momentum needs a momentum above 0"
 
 
 @checked_by(_check)
@@ -22,15 +22,15 @@ def sgd(
     lr: float,
     *,
     momentum: Annotated[
-        Float, Field(ge=0, lt=1, description="share of the last update that is added to the next")
+        Float, Field(ge=0, lt=1, description="fraction of the previous update that is added to the next")
     ] = 0.9,
-    nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True,
+    nesterov: Annotated[bool, Field(description="use Nesterov momentum")] = True,
 ) -> SGD:
-    """Make torch.optim.SGD: one kernel for all parameters, on the CPU too."""
+    """Build torch.optim.SGD: one kernel for all parameters, on the CPU too."""
     optimizer = SGD(params, lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum:
-        # Made here as zeros, which gives the same first step: made by a first step that fp16 then skips, the fused
-        # form's would stay uninitialised memory.
+        # Start from zeros, which gives the same first step: the fused kernel allocates buffers in its first step, and
+        # if fp16 skips that one, they stay uninitialised.
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer

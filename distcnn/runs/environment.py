@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def described() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Where and how this process was started."""
     return {
         "command": shlex.join(["distcnn", *sys.argv[1:]]) if _is_distcnn() else shlex.join(sys.argv),

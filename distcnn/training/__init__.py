@@ -1,1 +1,1 @@
-"""The training itself: plan, loop, evaluation, checkpoints."""
+"""Training: building a run, the loop, evaluation, and the records of both."""

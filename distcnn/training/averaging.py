@@ -1,7 +1,7 @@
-"""Averages of the weights over the steps: an exponential moving average (EMA), and Lookahead.
+"""Averages of the weights over the steps: exponential moving average (EMA) and Lookahead.
 
-Each is called after every optimizer step, on all ranks alike: the weights are the same there, so are the averages, and
-nothing is exchanged.
+Every rank updates its own after each optimizer step. The weights are identical on all ranks, hence the averages too,
+without communication.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from distcnn.errors import InputError
 
 
 class Averages:
-    """The configured averages of a model, which is on its device already.
+    """The configured averages of a model; create them after the model is on its device.
 
-    EMA: average ← decay · average + (1 - decay) · weights; BatchNorm's running statistics are averaged alike. It is
-    what is evaluated and exported. The decay grows at first, as min(decay, (1 + step) / (10 + step)), so that the
-    random start is forgotten (the rule of TensorFlow's tf.train.ExponentialMovingAverage).
+    EMA: average ← decay · average + (1 - decay) · weights, for BatchNorm's running statistics too. The average is what
+    is evaluated and exported. The decay is ramped up as min(decay, (1 + step) / (10 + step)), to forget the random
+    initial weights (the rule of TensorFlow's tf.train.ExponentialMovingAverage).
 
-    Lookahead (Zhang et al. 2019, arXiv:1907.08610): every so many steps, slow ← slow + rate · (weights - slow), and the
-    weights go on from there; BatchNorm's statistics stay. After the last step the weights are the slow ones.
+    Lookahead (Zhang et al. 2019, arXiv:1907.08610): every `train.lookahead` steps, slow ← slow + rate · (weights -
+    slow), and the weights are reset to `slow`; BatchNorm's statistics are not. The final weights are the slow ones.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig):
@@ -38,7 +38,7 @@ class Averages:
 
     @torch.no_grad()
     def after_step(self, step: int, *, last: bool) -> None:
-        """Count the weights after optimizer step number `step`, from 1 on."""
+        """Update the averages after optimizer step `step`, counted from 1."""
         if self.every is not None and (last or step % self.every == 0):
             torch._foreach_lerp_(self.slow, self.weights, self.rate)
             torch._foreach_copy_(self.weights, self.slow)
@@ -47,7 +47,7 @@ class Averages:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within, the model holds the EMA's weights, if there are any: to evaluate them, or to export them."""
+        """Context manager: the model holds the EMA weights, if any, to evaluate or export them."""
         self._swap()
         try:
             yield
@@ -56,7 +56,7 @@ class Averages:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the EMA's weights, if there are any, into the model for good."""
+        """Copy the EMA weights, if any, into the model."""
         for own, other in zip(self.averaged if self.ema else [], self.ema, strict=True):
             own.copy_(other)
 
@@ -68,19 +68,17 @@ class Averages:
             other.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both averages, empty lists where they are not used."""
+        """Return both averages; an unused one is an empty list."""
         return {"ema": self.ema, "slow": self.slow}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; where none were saved, they begin with the weights. Raises InputError if they do not fit."""
-        for name, mine in (("ema", self.ema), ("slow", self.slow)):
-            theirs = state.get(name, [])
-            if not (mine and theirs):
+        """Restore saved averages; one that was not saved keeps its value. Raises InputError if shapes differ."""
+        for name, own in (("ema", self.ema), ("slow", self.slow)):
+            saved = state.get(name, [])
+            if not (own and saved):
                 continue
-            if [getattr(t, "shape", None) for t in theirs] != [t.shape for t in mine]:
-                raise InputError(
-                    f"checkpoint: {name} holds {len(theirs)} averages that do not fit the {len(mine)} here"
-                )
-            for own, saved in zip(mine, theirs, strict=True):
-                own.copy_(saved)
+            if [getattr(t, "shape", None) for t in saved] != [t.shape for t in own]:
+                raise InputError(f"checkpoint: {name} holds {len(saved)} averages that do not fit the {len(own)} here")
+            for target, source in zip(own, saved, strict=True):
+                target.copy_(source)

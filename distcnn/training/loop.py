@@ -1,4 +1,4 @@
-"""The training loop. Read `fit` top to bottom: one epoch, one step, one micro-batch at a time."""
+"""The training loop. Read `fit` from top to bottom: epochs, steps, micro-batches."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ from distcnn.training.step_log import StepLog
 
 
 def fit(run: Run) -> Evaluation:
-    """Train from `run.progress` to the plan's last step; returns the evaluation after it.
+    """Train from `run.progress` to the last step of the plan, and return the evaluation after it.
 
-    All ranks call it and do the same. A signal to any rank ends it after a step, on all ranks with StoppedError, the
-    step saved. Raises NonFiniteLossError.
+    A collective: all ranks must call it. After a signal to any rank, all ranks save the current step and raise
+    StoppedError. Raises NonFiniteLossError on all ranks.
     """
     plan, progress, log = run.plan, run.progress, StepLog(run)
     run.engine.compute_model.train()
@@ -33,7 +33,7 @@ def fit(run: Run) -> Evaluation:
             saving = last or bool(signal) or due or progress.step % plan.checkpoint_every == 0
             if evaluating or saving or log.count == run.config.tracking.log_every:
                 run.watch.enter("log")
-                log.flush()  # raises on all ranks if any loss was not finite: nothing after it is kept
+                log.flush()  # before saving: raises on all ranks if a loss was not finite
             improved = evaluating and evaluate(run)
             problem = ""
             if saving or improved:
@@ -46,13 +46,13 @@ def fit(run: Run) -> Evaluation:
             if signal:
                 raise stopped(signal, f"after step {progress.step} of {plan.steps}, which {problem or 'is saved'}")
     run.statistics.close()
-    return run.evaluation or run.evaluate()  # without a step to do, the checkpoint was that of the end
+    return run.evaluation or run.evaluate()  # no step was left: the checkpoint was the final one
 
 
 def train_step(run: Run, batches: Iterator[Batch]) -> torch.Tensor:
-    """Make one update from one global batch, of which `batches` gives this rank's micro-batches.
+    """Make one update from one global batch; `batches` yields this rank's micro-batches of it.
 
-    Returns this rank's part of its mean loss, [] float32, on the device.
+    Returns this rank's part of the mean loss, [] float32, on the device; the parts of all ranks add up to it.
     """
     engine, watch = run.engine, run.watch
     loss_part = torch.zeros((), device=run.device)
@@ -60,7 +60,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> torch.Tensor:
     watch.enter("data")
     for batch in batches:
         watch.enter("forward")
-        # Dropout and the like depend on the place in the epoch alone: not on the rank, nor on what ran before.
+        # Dropout depends on the position in the epoch alone, not on the rank or on earlier batches.
         seed_generators(batch.seed, run.device)
         with engine.accumulate(sync=batch.last):
             with run.autocast():
@@ -80,7 +80,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> torch.Tensor:
 
 
 def update(run: Run) -> None:
-    """Step the optimizer, at the schedule's rate, and the averages of the weights."""
+    """Step the optimizer, at the scheduled learning rate, and update the averages of the weights."""
     progress = run.progress
     run.watch.enter("optimizer")
     set_lr(run.optimizer, run.schedule.lr_at(progress.step))
@@ -91,7 +91,7 @@ def update(run: Run) -> None:
 
 
 def evaluate(run: Run) -> bool:
-    """Evaluate and log it; whether it is the best so far."""
+    """Evaluate and log the result; return whether it is the best so far. A collective."""
     progress = run.progress
     run.watch.enter("evaluation")
     found = run.evaluate()
@@ -104,7 +104,7 @@ def evaluate(run: Run) -> bool:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and one device, not for all other kinds: that takes 0.1 ms and more."""
+    """Seed the generators of the CPU and `device` only: `torch.manual_seed` seeds all backends, in over 0.1 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a run does when it has joined the other ranks, and when it has trained to its end."""
+"""The start of a run, after the rendezvous, and its end, after the last step."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
 
 def begin(run: Run) -> CheckpointWriter:
-    """Open the run's files and trackers, and log what begins; returns what writes its checkpoints."""
+    """Open the run's files and trackers, log its start, and return its checkpoint writer. A collective."""
     world, step = run.world, run.progress.step
     checkpoints = Checkpoints(run.folder / "checkpoints", run.config.checkpoint.keep) if world.is_main else None
-    told = os.environ.get("DISTCNN_GRACE", "")
-    grace = int(told) if told.isdecimal() else 0
+    seconds = os.environ.get("DISTCNN_GRACE", "")
+    grace = int(seconds) if seconds.isdecimal() else 0
     writer = CheckpointWriter(checkpoints, run.trackers.log, run.config.checkpoint.minutes, grace)
     run.stop.begin(run.config.train.timeout)
-    begins = event("started", step, f"{run.plan.steps} steps")
+    start = event("started", step, f"{run.plan.steps} steps")
     if run.resumed:
-        begins = event("resumed", step, _what_changed(run, run.resumed.plan))
-    known = {"launcher": world.launcher, **environment.described(), "plan": asdict(run.plan)}
+        start = event("resumed", step, _what_changed(run, run.resumed.plan))
+    details = {"launcher": world.launcher, **environment.describe(), "plan": asdict(run.plan)}
     on_main(lambda: _open_files(run), "rank 0 to open its trackers")
-    run.log(begins | {"environment": known})
+    run.log(start | {"environment": details})
     if advice := slow_precision(run.config, run.device):
         run.log(event("slow_precision", step, advice))
     return writer
 
 
 def _open_files(run: Run) -> None:
-    """config.yaml and the trackers, where rank 0 has them."""
+    """Write config.yaml and open the trackers; on rank 0 only."""
     folder = run.folder
 
     def newest_checkpoint() -> str:
@@ -62,19 +62,19 @@ def _open_files(run: Run) -> None:
         launcher = f"{run.world.launcher}, {describe_network(run.world)}"
         run.trackers.trackers += open_trackers(tracked, launcher, newest_checkpoint)
     except OSError as error:
-        raise InputError(f"output_dir: {folder}: {error.strerror}; a run needs room to write") from error
+        raise InputError(f"output_dir: {folder}: {error.strerror}; not writable, or no disk space") from error
 
 
 def _what_changed(run: Run, plan: Plan) -> str:
     keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
     before, now = ({key: asdict(one)[key] for key in keys} for one in (plan, run.plan))
     changed = "".join(f"; {change}" for change in diff(before, now))
-    aside = f"; damaged and left aside: {', '.join(path.name for path in run.damaged)}" if run.damaged else ""
-    return f"at step {run.progress.step} of {run.plan.steps}{changed}{aside}"
+    skipped = f"; skipped damaged checkpoints: {', '.join(path.name for path in run.damaged)}" if run.damaged else ""
+    return f"at step {run.progress.step} of {run.plan.steps}{changed}{skipped}"
 
 
 def finish(run: Run) -> None:
-    """Write the weights, and end the trackers. Raises DistcnnError for what could not be written."""
+    """Write the weights and finish the trackers. A collective. Raises DistcnnError for what could not be written."""
     step, evaluation = run.progress.step, run.evaluation
     assert evaluation is not None
     lost = on_main(lambda: _write_weights(run), "rank 0 to write the weights")
@@ -88,7 +88,7 @@ def finish(run: Run) -> None:
 
 
 def _write_weights(run: Run) -> list[str]:
-    """The model, beside its checkpoint; returns what could not be written."""
+    """Write model.safetensors on rank 0; return what could not be written, the last checkpoint included."""
     step, problem = run.progress.step, run.writer.problem
     lost = [f"the checkpoint of step {step}, which {problem}"] if problem else []
     try:

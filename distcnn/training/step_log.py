@@ -1,4 +1,4 @@
-"""The records of the training steps: read from the device, all at once, at each log point."""
+"""Train records: losses are read from the device in one transfer at each log point."""
 
 import math
 import time
@@ -14,10 +14,10 @@ from distcnn.training.run import Run
 
 
 class StepLog:
-    """Each step's loss stays on the device until a log point, where the ranks exchange all those since the last one.
+    """Keeps the loss of each step on the device until a log point, where the ranks exchange them.
 
-    They tell each other too how long they were busy: all but the time, by `run.watch`, that they stood still for
-    others. On a GPU it is the device's time that counts: the host only runs ahead of it.
+    The ranks also exchange how long they were busy, not waiting for others as measured by `run.watch`, to find the
+    straggler. On a GPU this is device time, as the host runs ahead.
     """
 
     def __init__(self, run: Run):
@@ -32,16 +32,16 @@ class StepLog:
         return len(self.parts)
 
     def add(self, part: torch.Tensor) -> None:
-        """Keep this rank's part of one step's loss."""
+        """Record this rank's part of the loss of one step."""
         self.parts.append(part)
 
     def restart_clock(self) -> None:
-        """Leave the time since the last log point (evaluation, saving) out of the throughput."""
+        """Exclude the time since the last log point (evaluation, saving) from the throughput."""
         watch = self.run.watch
         self.started, self.waited_before, self.data_before = time.perf_counter(), watch.waited_s, watch.data_s
 
     def flush(self) -> None:
-        """Log every step since the last time. Raises NonFiniteLossError on all ranks at the first bad one."""
+        """Log all steps since the last flush. A collective. Raises NonFiniteLossError, on all ranks."""
         if not self.parts:
             return
         run, plan, watch = self.run, self.run.plan, self.run.watch
@@ -49,14 +49,14 @@ class StepLog:
         busy_s = time.perf_counter() - self.started - others_s
         own = torch.stack(self.parts)
         on_device = watch.device.type == "cuda"
-        device_s = watch.wait_for_device()  # the one wait for it
-        if on_device:  # what is read then is complete, and goes from host to host
+        device_s = watch.wait_for_device()  # the only synchronisation with it
+        if on_device:  # complete now, and exchanged between the hosts
             busy_s, own = watch.device_busy_s(), own.cpu()
-        by_rank = stack_ranks(torch.cat([own, own.new_tensor([busy_s])])).double()  # [world, steps + 1]
+        by_rank = stack_ranks(torch.cat([own, own.new_tensor([busy_s])])).double()  # [world_size, steps + 1]
         seconds = time.perf_counter() - self.started
         first = run.progress.step - self.count + 1
         images_per_s = sum(plan.images_of(first + i) for i in range(self.count)) / seconds
-        speed = _spread(by_rank[:, -1].tolist()) | {"images_per_s": images_per_s}
+        speed = _straggler(by_rank[:, -1].tolist()) | {"images_per_s": images_per_s}
         losses, parts = by_rank[:, :-1].sum(dim=0).tolist(), by_rank[:, :-1].T.tolist()
         for step, loss, of_ranks in zip(range(first, first + self.count), losses, parts, strict=True):
             self._check(step, of_ranks)
@@ -69,7 +69,7 @@ class StepLog:
         self.restart_clock()
 
     def _check(self, step: int, parts: list[float]) -> None:
-        """Raises NonFiniteLossError, which is in the log too."""
+        """Log and raise NonFiniteLossError if the loss is NaN or infinite on any rank."""
         bad = [rank for rank, part in enumerate(parts) if not math.isfinite(part)]
         if not bad:
             return
@@ -79,11 +79,11 @@ class StepLog:
             f"rate {self.run.schedule.lr_at(step - 1):.3g}"
         )
         self.run.log(event("non_finite_loss", step, message))
-        raise NonFiniteLossError(message + "; all ranks stopped there, and nothing later was saved")
+        raise NonFiniteLossError(message + "; all ranks stopped, and nothing after it was saved")
 
 
-def _spread(busy: list[float]) -> Record:
-    """Which of several ranks was busy longest, and how much longer than the one that was so least."""
+def _straggler(busy: list[float]) -> Record:
+    """Find the straggler: the rank that was busy longest, and its slowdown relative to the fastest one."""
     if len(busy) == 1:
         return {}
     slowest = max(busy)

@@ -1,4 +1,4 @@
-"""A whole training: what the command line and the Python API both call."""
+"""Train a run: the entry point of both the command line and the Python API."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from distcnn.training.run import Run
 
 @dataclass(frozen=True)
 class Result:
-    """What a training leaves behind."""
+    """The result of a training run."""
 
     folder: Path
     plan: Plan
@@ -27,10 +27,10 @@ class Result:
 
 
 def train(config: Config, world: World, stop: StopRequest | None = None) -> Result:
-    """Train as configured; on every rank alike.
+    """Train as configured. A collective: all ranks must call it.
 
-    Raises InputError for what the user can mend, StoppedError after a signal that `stop` has noted and all ranks agreed
-    on, DistcnnError for a run that failed.
+    Raises InputError for invalid input, StoppedError on all ranks after a signal that `stop` recorded on any, and
+    DistcnnError if the run fails.
     """
     run = Run(config, world, stop)
     with run:
@@ -38,6 +38,6 @@ def train(config: Config, world: World, stop: StopRequest | None = None) -> Resu
     return Result(run.folder, run.plan, run.progress, evaluation)
 
 
-def train_as_told(settings: Settings, world: World, signal: StopSignal) -> Result:
-    """Check the settings on this machine, and train until `signal` is one. Raises what `train` raises."""
+def train_from_settings(settings: Settings, world: World, signal: StopSignal) -> Result:
+    """Check the settings against this machine, and train. Raises what `train` raises."""
     return train(checked(settings, world), world, StopRequest(signal))

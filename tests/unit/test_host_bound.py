@@ -52,6 +52,6 @@ def test_launches_and_data_are_told_apart():
     whole = said([launches] * 5, micro=128)[4]
     assert "model.compile; train.micro_batch, 128, is as large as" in whole
     streamed = said([data] * 5, streaming=True)[4]
-    assert "the GPU waits for batches, which take 75% of the host's time: more data.workers" in streamed
+    assert "the GPU waits for batches, which take 75% of the host's time; try more data.workers" in streamed
     assert "data.workers" not in said([data] * 5)[4]
     assert all("micro_batch" not in word for word in (streamed, said([data] * 5)[4]))

@@ -13,7 +13,7 @@ from distcnn.data.augment.randaugment import RandAugment
 from distcnn.data.keyed import keyed
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.data.loaders.resident import check_resident, resident_bytes
-from distcnn.data.loaders.streaming import _copied
+from distcnn.data.loaders.streaming import _copy_ahead
 from distcnn.data.preprocess import Preprocess
 from distcnn.distributed.world import World
 from distcnn.errors import DeviceError
@@ -154,7 +154,7 @@ def test_streamed_batches_are_copied_by_a_stream_of_their_own(monkeypatch):
     current = [Stream("main")]
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
-    for _ in _copied([[Tensor()], [Tensor()]], torch.device("cuda", 0), Stream("side")):
+    for _ in _copy_ahead([[Tensor()], [Tensor()]], torch.device("cuda", 0), Stream("side")):
         calls.append(f"used in {current[-1].name}")
     one = ["copy to cuda in side, non_blocking=True", "main waits for side", "kept for main", "used in main"]
     assert calls == one * 2

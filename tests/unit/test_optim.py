@@ -162,5 +162,7 @@ def test_a_strangers_optimizer_and_schedule_train(tmp_path):
 
 
 def test_weight_decay_that_an_optimizer_does_not_have_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"optim\.weight_decay = 0\.1: tests\.unit\.test_optim:Plain has none"):
+    with pytest.raises(
+        InputError, match=r"optim\.weight_decay = 0\.1: tests\.unit\.test_optim:Plain has no weight decay"
+    ):
         make_optimizer(nn.Linear(2, 2), OptimConfig(name="tests.unit.test_optim:Plain", weight_decay=0.1), 0.1)
