@@ -1,1 +1,1 @@
-"""Checkpoints: the file, what it holds, writing and resuming."""
+"""Checkpoints: file format, contents, asynchronous writing and resuming."""

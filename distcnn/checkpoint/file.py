@@ -1,7 +1,7 @@
-"""Checkpoint files: valid or absent, loadable without running code from them, found again by their names.
+"""Checkpoint files: written atomically, verified by a checksum, and loaded without running code from them.
 
-A checkpoint is one zip file as `torch.save` writes it, which ends in a SHA-256 of all before it. It is written beside
-its final name, synced and renamed, so that a kill at any moment leaves the old files and perhaps a `.partial`.
+A checkpoint is a zip file as written by `torch.save`, followed by a SHA-256 of everything before it. It is written to a
+`.partial` file, synced and renamed, so that a kill at any moment leaves the earlier checkpoints intact.
 """
 
 import hashlib
@@ -22,24 +22,24 @@ from distcnn.files import atomic_file, open_regular
 
 FORMAT = 2
 _SEAL = 32  # bytes of a SHA-256
-_NAMES = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict")  # all that a checkpoint's pickle may call
+_ALLOWED = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict")  # globals in a pickle, besides storages
 _NAME = re.compile(r"step-\d{8,}\.pt")
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Only rank 0 saves; every rank may look and load."""
+    """The checkpoints of one run folder. Only rank 0 may save; every rank may list and load."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
 
     def save(self, state: dict[str, Any], step: int, *, best: bool) -> Path:
-        """Write `step-NNNNNNNN.pt`, make it `best.pt` too if it is, and remove older ones beyond `keep`.
+        """Write `step-NNNNNNNN.pt`, and `best.pt` too if `best`; then remove older ones beyond `keep`.
 
-        A failure (OSError, or RuntimeError from PyTorch's writer) leaves all earlier checkpoints as they were.
+        Raises OSError, or RuntimeError from PyTorch's writer; earlier checkpoints are then left unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        # Before and after: a kill in between leaves something, but several kills leave no more than one.
+        # Before and after: however often the process is killed in between, at most one extra file remains.
         self._clean(step, None)
         with atomic_file(path) as partial:
             torch.save({"format": FORMAT, **state}, partial)
@@ -51,9 +51,9 @@ class Checkpoints:
         return path
 
     def _clean(self, step: int, valid: Path | None) -> None:
-        """Remove what is beyond `keep` up to that step and older than a `valid` one, and what kills left half-written.
+        """Remove checkpoints up to `step` that exceed `keep` and are older than a valid one, and `.partial` files.
 
-        Damaged ones of later steps, from before a resume, neither count nor are touched.
+        Damaged checkpoints of later steps, from before a resume, are neither counted nor removed.
         """
         found = [path for path in self.all() if step_of(path) <= step]
         if len(found) > self.keep:
@@ -65,12 +65,12 @@ class Checkpoints:
             partial.unlink(missing_ok=True)
 
     def all(self) -> list[Path]:
-        """The step checkpoints, newest first, valid or not."""
+        """List the step checkpoints, newest first, valid or not."""
         found = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=step_of, reverse=True)
 
     def newest_valid(self) -> tuple["ValidFile | None", list[Path]]:
-        """The newest checkpoint that matches its checksum, and the damaged ones newer than it."""
+        """Return the newest checkpoint that matches its checksum, and the damaged ones newer than it."""
         damaged: list[Path] = []
         for path in self.all():
             if file := read_valid(path):
@@ -81,52 +81,52 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class ValidFile:
-    """A checkpoint whose bytes were read once, and match its checksum."""
+    """The content of a checkpoint that matches its checksum; read once."""
 
     path: Path
     content: bytes = field(repr=False)
 
     def load(self) -> dict[str, Any]:
-        """What it holds, on the CPU: tensors and plain values only. Raises InputError for a file of another program."""
+        """Load the state on the CPU: tensors and plain values only. Raises InputError if it is not distcnn's."""
         try:
-            _check_honest(self.content)
+            _check_records(self.content)
             state = torch.load(io.BytesIO(self.content), map_location="cpu", weights_only=True)
-            _check_backed(state)
-        except Exception as error:  # weights_only refuses foreign content with a handful of exception types
+            _check_storages(state)
+        except Exception as error:  # weights_only rejects foreign content with various exception types
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{self.path}: not a checkpoint of distcnn: {reason}") from error
+            raise InputError(f"{self.path}: not a distcnn checkpoint: {reason}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__
-            raise InputError(f"{self.path}: not a checkpoint of distcnn in format {FORMAT} (found {found})")
+            raise InputError(f"{self.path}: not a distcnn checkpoint of format {FORMAT} (found {found})")
         return state
 
 
 def step_of(path: Path) -> int:
-    """The number of the step that a checkpoint was saved after, by its name."""
+    """Return the step after which a checkpoint was saved, from its file name."""
     return int(path.stem.removeprefix("step-"))
 
 
 def read_valid(path: Path) -> ValidFile | None:
-    """Read a file; None unless it ends with the checksum of all that stands before it.
+    """Read a file; None unless it ends with the checksum of everything before it.
 
-    The zip's own CRC-32s cover the records only: a flipped bit in its directory can turn weights into garbage.
+    The CRC-32s of the zip format cover the records only: a flipped bit in its directory can corrupt weights unnoticed.
     """
     try:
         with open_regular(path) as file:
             content = file.read()
-    except (OSError, MemoryError):  # MemoryError: of a file that is none of ours
+    except (OSError, MemoryError):  # MemoryError: some other, huge file
         return None
     body = memoryview(content)[:-_SEAL]
     return ValidFile(path, content) if body and hashlib.sha256(body).digest() == content[-_SEAL:] else None
 
 
 def is_valid(path: Path) -> bool:
-    """Whether the file ends with the checksum of all that stands before it."""
+    """Return whether the file ends with the checksum of everything before it."""
     return read_valid(path) is not None
 
 
 def seal(path: Path) -> None:
-    """Append the checksum as the zip's comment, whose length is the archive's last two bytes."""
+    """Append the checksum as the zip comment; its length goes into the last two bytes of the archive."""
     with path.open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         assert file.read() == b"\0\0"
@@ -140,19 +140,19 @@ def seal(path: Path) -> None:
 
 
 def open_valid(path: Path) -> ValidFile:
-    """Read a checkpoint. Raises InputError where there is none, or a damaged one."""
+    """Read a checkpoint. Raises InputError if it is missing or damaged."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     file = read_valid(path)
     if file is None:
-        raise InputError(f"{path}: damaged, or not a checkpoint; use another one of its folder")
+        raise InputError(f"{path}: damaged, or not a checkpoint; use another one from the same folder")
     return file
 
 
-def _check_honest(content: bytes) -> None:
-    """Refuse what could make a small file large in memory; the checksum is no signature. Raises ValueError.
+def _check_records(content: bytes) -> None:
+    """Raise ValueError for content that could make a small file large in memory; the checksum is not a signature.
 
-    PyTorch's weights_only lets no code run, but it lets `bytearray(10**10)` and compressed records pass.
+    PyTorch's weights_only prevents code execution, but allows `bytearray(10**10)` and compressed records.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         records = archive.infolist()
@@ -162,25 +162,25 @@ def _check_honest(content: bytes) -> None:
             raise ValueError("its records overlap")
         programs = [record for record in records if record.filename.endswith("/data.pkl")]
         if len(programs) != 1:
-            raise ValueError("it holds no state")
+            raise ValueError("it does not hold exactly one pickle")
         for code, argument, _ in pickletools.genops(archive.read(programs[0])):
             if "GLOBAL" in code.name or code.name == "INST":
                 module, _, name = str(argument).partition(" ")
-                if argument not in _NAMES and not (module == "torch" and name.endswith("Storage")):
-                    raise ValueError(f"it names {argument}")
+                if argument not in _ALLOWED and not (module == "torch" and name.endswith("Storage")):
+                    raise ValueError(f"its pickle uses {argument}")
 
 
-def _check_backed(tree: Any) -> None:
-    """Every element of every tensor lies in the file: none is a huge view of a few bytes. Raises ValueError."""
+def _check_storages(tree: Any) -> None:
+    """Raise ValueError if a tensor is larger than its storage, a huge view of a few bytes."""
     if isinstance(tree, torch.Tensor):
         if tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of shape {list(tree.shape)} is larger than what is stored of it")
+            raise ValueError(f"a tensor of shape {list(tree.shape)} is larger than its storage")
     elif isinstance(tree, dict):
         for value in tree.values():
-            _check_backed(value)
+            _check_storages(value)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            _check_backed(value)
+            _check_storages(value)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the one schema of a run's state, and of what it takes to use its weights."""
+"""The schema of a checkpoint: the state of a run, and the description needed to use its weights."""
 
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from distcnn.errors import InputError
 
 @dataclass
 class Progress:
-    """How far a training has come: all that changes besides tensors."""
+    """Progress of a run: the state that is not tensors."""
 
     step: int = 0  # optimizer steps done
     best_accuracy: float = -1.0
@@ -22,9 +22,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What it takes to use a network's weights; the metadata of a model.safetensors, and the facts of a model card."""
+    """What is needed to use a network's weights; the metadata of model.safetensors, and the source of a model card."""
 
-    config: dict[str, Any]  # the run's settings, nested; in a model.safetensors those of model, precision and views
+    config: dict[str, Any]  # the run's settings, nested; in model.safetensors only model, precision and views
     classes: tuple[str, ...]
     image_size: int  # pixels
     normalize: Normalize
@@ -34,9 +34,9 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that it takes to continue a run, or to use its model."""
+    """The complete state of a run, from which it can be resumed, or its model used."""
 
-    model: dict[str, Any]  # state_dicts
+    model: dict[str, Any]  # a state_dict, as are the next three
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     averages: dict[str, list[Any]]
@@ -49,17 +49,17 @@ class Checkpoint:
 
     @property
     def description(self) -> ModelDescription:
-        """What it takes to use the model."""
+        """The description needed to use the model."""
         step, epoch = self.progress.step, self.plan.epoch_of(self.progress.step)
         return ModelDescription(self.config, self.classes, self.image_size, self.normalize, step, epoch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values and the tensors themselves, as the file holds them."""
+        """Convert to nested plain values and tensors, as stored in the file. Tensors are not copied."""
         return {name: asdict(value) if is_dataclass(value) else value for name, value in vars(self).items()}  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "Checkpoint":
-        """Check what `to_dict` gave. Raises ValueError with the first field that is missing or wrong."""
+        """Validate the output of `to_dict`. Raises ValueError, which names the first missing or invalid field."""
         try:
             return _ADAPTER.validate_python(tree)
         except ValidationError as error:
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, file: ValidFile) -> "Checkpoint":
-        """What a file holds. Raises InputError where it is no checkpoint of a run."""
+        """Load and validate a file. Raises InputError if it is not the checkpoint of a run."""
         tree = file.load()
         try:
             return cls.from_dict(tree)
@@ -76,7 +76,7 @@ class Checkpoint:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first field that is wrong, and how."""
+    """Describe the first invalid field."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 

@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints: a snapshot is taken, and a thread writes it while the next steps run."""
+"""Asynchronous checkpointing: a thread writes a snapshot while training continues."""
 
 import threading
 import time
@@ -12,13 +12,12 @@ from distcnn.runs.records import Record, event
 
 
 class CheckpointWriter:
-    """Writes rank 0's checkpoints; on the other ranks, `checkpoints` is None and nothing happens.
+    """Writes rank 0's checkpoints; on the other ranks `checkpoints` is None, which makes it a no-op.
 
-    One save is in flight at most: the next one waits for it, so that memory holds one snapshot. A save that fails
-    (a full disk, a folder that has become read-only) is told to `report` as a record, from the thread, and the training
-    goes on: all earlier checkpoints are as they were. `minutes` is the time after which a save is due, None for never.
-    `grace` is the time from a scheduler's signal to the end, in seconds, 0 where it is not known: too short a one is
-    reported once.
+    At most one save is in flight, and the next one waits for it, so that memory holds one snapshot. A failed save (full
+    disk, read-only folder) is passed to `report` as an event record, from the thread; training continues, and earlier
+    checkpoints are unchanged. A save is due every `minutes`, None for never. `grace` is the time in seconds between a
+    scheduler's signal and the end of the job, 0 if unknown; a grace period too short for a save is reported once.
     """
 
     def __init__(
@@ -30,27 +29,27 @@ class CheckpointWriter:
     ):
         self.checkpoints, self.report, self.minutes, self.grace = checkpoints, report, minutes, grace
         self.thread: threading.Thread | None = None
-        self.problem = ""  # of the last save; empty when it is on the disk
-        self.last = self.asked = time.monotonic()
-        self.step_s = 0.0  # the longest step, with its evaluation
+        self.problem = ""  # of the last save; empty if it succeeded
+        self.last_save = self.last_call = time.monotonic()
+        self.step_s = 0.0  # the longest step, including its evaluation
 
     def due(self) -> bool:
-        """Whether `checkpoint.minutes` have passed; asked after each step. Rank 0's clock decides."""
+        """Return whether `minutes` have passed, by rank 0's clock. Called after each step."""
         now = time.monotonic()
-        self.step_s, self.asked = max(self.step_s, now - self.asked), now
-        return self.checkpoints is not None and self.minutes is not None and now - self.last >= 60 * self.minutes
+        self.step_s, self.last_call = max(self.step_s, now - self.last_call), now
+        return self.checkpoints is not None and self.minutes is not None and now - self.last_save >= 60 * self.minutes
 
     def save(self, state: dict[str, Any], step: int, *, best: bool) -> None:
-        """Begin to save a state; the caller may change its tensors afterwards."""
+        """Start saving a state; the caller may modify its tensors afterwards."""
         if self.checkpoints is None:
             return
         self.wait()
-        self.last = time.monotonic()
+        self.last_save = time.monotonic()
         self.thread = threading.Thread(target=self._write, args=(Snapshot(state), step, best), name="distcnn-saver")
         self.thread.start()
 
     def wait(self) -> str:
-        """Until the save in flight has ended; what went wrong with it, or nothing."""
+        """Wait for the save in flight; return what went wrong with the last one, "" if nothing."""
         if self.thread is not None:
             with waiting("the checkpoint to be written"):
                 self.thread.join()
@@ -64,7 +63,7 @@ class CheckpointWriter:
             snapshot.wait()
             self.checkpoints.save(snapshot.state, step, best=best)
             self.problem = ""
-        except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's writer
+        except (OSError, RuntimeError) as error:  # RuntimeError: from PyTorch's writer
             newest = next((path.name for path in self.checkpoints.all()), "none") if self.checkpoints else "none"
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             self.problem = f"could not be saved ({reason}); the newest checkpoint is {newest}"

@@ -1,1 +1,1 @@
-"""A run's folder: what is written into it, and read back. No torch."""
+"""A run's folder: its files, and reading them back. Imports no torch."""

@@ -1,4 +1,4 @@
-"""On what a run runs, in plain values: for its log, its report, and the doctor."""
+"""Host, platform and package versions, as plain values: for the log, the report and the doctor."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "accelerate", "wandb")
 
 
 def versions() -> dict[str, str]:
-    """Of distcnn, Python and the packages that a run may use; those that are not installed are left out."""
+    """Return the versions of distcnn, Python and the optional packages that are installed."""
     found = {"distcnn": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    """Where and how this process was started."""
+    """Describe the command, host and versions of this process."""
     return {
         "command": shlex.join(["distcnn", *sys.argv[1:]]) if _is_distcnn() else shlex.join(sys.argv),
         "host": socket.gethostname(),

@@ -1,4 +1,4 @@
-"""A run's folder: made, held by one process, and known to trackers by an id."""
+"""A run's folder: created, locked by one process, and identified to trackers by an id."""
 
 import os
 import secrets
@@ -19,9 +19,10 @@ _LOCK, _OWNER, _ID = ".lock", ".owner", "run_id"
 
 @contextmanager
 def run_folder(config: Config) -> Iterator[Path]:
-    """Make the run's folder: the named one to continue it, otherwise the first of name, name-2, … that is free.
+    """Create and lock the run's folder; a context manager.
 
-    It is locked within. Raises InputError where it cannot be made, or where another process trains in it.
+    With `checkpoint.resume: auto` it is the named folder, otherwise the first of name, name-2, … that does not exist.
+    Raises InputError if it cannot be created, or if another process is training in it.
     """
     with ExitStack() as held:
         try:
@@ -51,7 +52,7 @@ def _make(config: Config) -> Path:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. A killed process has let it go at once; on a network file system it can take a minute."""
+    """Lock the folder. A killed process releases it at once, on a network file system within about a minute."""
     lock, owner = FileLock(folder / _LOCK), folder / _OWNER
     me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
@@ -63,7 +64,7 @@ def _locked(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=10 if other.endswith(f" on {socket.gethostname()}") else 90)
     except Timeout:
         raise InputError(
-            f"output_dir, name: {folder} is being trained in by {other}; wait for its end, or give --name"
+            f"output_dir, name: {folder} is in use by {other}; wait for it to end, or give another --name"
         ) from None
     try:
         with suppress(OSError):  # a full disk
@@ -74,7 +75,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process trains in the folder; False too where that cannot be found out."""
+    """Return whether a process is training in the folder; False if that cannot be determined."""
     path = folder / _LOCK
     try:
         if not path.exists():
@@ -88,7 +89,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def run_id(folder: Path) -> str:
-    """The run's id for trackers: made at its first start, and the same at every later one."""
+    """Return the run's id for trackers, created at its first start and kept afterwards."""
     path = folder / _ID
     if not path.exists():
         with atomic_file(path) as partial:
@@ -97,7 +98,7 @@ def run_id(folder: Path) -> str:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written to; None if it can. Changes nothing."""
+    """Return why a folder cannot be created or written to; None if it can. Changes nothing."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         return f"{existing} is not a folder; give a folder that can be written"

@@ -1,4 +1,4 @@
-"""A run's folder, read back: what commands and trackers know of a run that is over, or is running elsewhere."""
+"""Read a run's folder, of a finished run or one that is running, for commands and trackers."""
 
 import math
 import os
@@ -18,19 +18,19 @@ from distcnn.runs.records import Record, parse_record
 from distcnn.text import plural
 
 State = Literal["running", "done", "preempted", "interrupted", "failed", "died", "unreadable"]
-_LARGEST_CONFIG = 1 << 17  # bytes; a resolved one has some thousand, and PyYAML reads 50 kB in a second
-_LONGEST_LINE = 1 << 28  # bytes; the confusion matrix of 10,000 classes has 200 MB
+_LARGEST_CONFIG = 1 << 17  # bytes; a resolved one has a few thousand, and PyYAML reads 50 kB per second
+_LONGEST_LINE = 1 << 28  # bytes; the confusion matrix of 10,000 classes takes 200 MB
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run has written so far, as far as it can be read; `damage` says what cannot."""
+    """What a run has written so far; `damage` lists what could not be read."""
 
     folder: Path
-    records: list[Record]  # in their order
-    settings: dict[str, Any]  # the resolved config, as nested plain values; empty where it cannot be read
-    damage: tuple[str, ...] = ()  # each names a file and what is wrong with it
-    updated: float | None = None  # when the log was last written to; None where it cannot be read
+    records: list[Record]  # in order of writing
+    settings: dict[str, Any]  # the resolved config, as nested plain values; empty if unreadable
+    damage: tuple[str, ...] = ()  # one text per damaged file
+    updated: float | None = None  # time of the last write to metrics.jsonl; None if unreadable
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class History:
         return self.folder.name or self.folder.absolute().name
 
     def of(self, kind: str) -> list[Record]:
-        """The train, eval or event records."""
+        """Return the records of one kind: train, eval or event."""
         return [record for record in self.records if record["kind"] == kind]
 
     @property
@@ -48,40 +48,40 @@ class History:
 
     @property
     def best(self) -> Record | None:
-        """The evaluation of the highest accuracy."""
+        """The eval record with the highest accuracy."""
         return max(self.evaluations, key=lambda record: record["accuracy"], default=None)
 
     @property
     def starts(self) -> list[Record]:
-        """The events of its start and of its resumes."""
+        """The event records of the start and of all resumes."""
         return [record for record in self.of("event") if record["event"] in ("started", "resumed")]
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The plan of its newest start; empty if it has not started."""
+        """The plan of the last start; empty if the run has not started."""
         found: dict[str, Any] = self.environment.get("plan", {})
         return found
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What its newest start says of where it ran; empty if it has not started."""
+        """The environment logged by the last start; empty if the run has not started."""
         found: dict[str, Any] = self.starts[-1].get("environment", {}) if self.starts else {}
         return found
 
     @property
     def images_per_s(self) -> float | None:
-        """The median over the log."""
+        """The median throughput over the log, in images per second."""
         speeds = [record["images_per_s"] for record in self.of("train")]
         return median(speeds) if speeds else None
 
     @property
     def step(self) -> int:
-        """Optimizer steps that are in the log."""
+        """The last optimizer step in the log."""
         return max((record["step"] for record in self.records), default=0)
 
     @cached_property
     def state(self) -> State:
-        """running: the log has no end, and a process holds the folder. died: none does. unreadable: the log is."""
+        """running: the log has no end event and the folder is locked. died: not locked. unreadable: the log is."""
         if self.updated is None:
             return "unreadable"
         last = self.of("event")[-1] if self.of("event") else {"event": ""}
@@ -92,13 +92,13 @@ class History:
 
     @property
     def reason(self) -> str:
-        """Why it was stopped or failed, in its own words."""
+        """The message of the event that stopped or failed the run, or ""."""
         return (
             str(self.of("event")[-1].get("message", "")) if self.state in ("preempted", "interrupted", "failed") else ""
         )
 
     def summary(self) -> dict[str, Any]:
-        """One row of a table of runs; None for what is not known."""
+        """Return one row of a table of runs, with None for unknown values."""
         last, best = self.evaluations[-1] if self.evaluations else {}, self.best or {}
         return {
             "name": self.name, "state": self.state, "step": None if self.updated is None else self.step,
@@ -109,7 +109,7 @@ class History:
 
 
 def read_history(folder: Path) -> History:
-    """Read what can be read. Raises InputError where there is no run: no folder, or none with a metrics.jsonl."""
+    """Read a run's folder, as far as it is readable. Raises InputError if it has no metrics.jsonl."""
     damage, records, updated = list[str](), list[Record](), None
     log = folder / "metrics.jsonl"
     try:
@@ -135,11 +135,11 @@ def read_history(folder: Path) -> History:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A resolved config. Raises OSError, ValueError."""
+    """Read a resolved config. Raises OSError or ValueError."""
     with open_regular(path) as file:
         data = file.read(_LARGEST_CONFIG + 1)
     if len(data) > _LARGEST_CONFIG:
-        raise ValueError(f"larger than {_LARGEST_CONFIG >> 10} kB, which no config is")
+        raise ValueError(f"larger than {_LARGEST_CONFIG >> 10} kB, so not a config")
     root = compose(data)
     if root is None:
         raise ValueError("empty")
@@ -150,9 +150,9 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: YAML has dates, bytes, sets, keys that are no texts, and numbers that are none.
+    """Convert to JSON types: YAML also has dates, bytes, sets, keys that are not strings, NaN and infinity.
 
-    Raises ValueError for an integer beyond 64 bits: Python refuses to print one of more than 4,300 digits.
+    Raises ValueError for an integer beyond 64 bits, as Python cannot print one of more than 4,300 digits.
     """
     if isinstance(value, dict):
         return {str(_plain(key)): _plain(one) for key, one in value.items()}
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 
 def _records(lines: Iterable[bytes]) -> tuple[list[Record], int]:
-    """The records of a log, and how many lines are none. A last line that is not ended is still being written."""
+    """Parse records, and count invalid lines. An unterminated last line is still being written, and not counted."""
     records, lost = list[Record](), 0
     for line in lines:
         record = parse_record(line)

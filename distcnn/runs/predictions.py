@@ -1,4 +1,4 @@
-"""predictions.npz: the most probable classes of each image of the newest evaluation, and its most confident errors."""
+"""predictions.npz: the top-k classes of each image in the last evaluation, and its most confident errors."""
 
 import zipfile
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from PIL import Image
 from distcnn.errors import InputError
 from distcnn.files import atomic_file, open_regular
 
-_MISTAKES = 40  # at most
-_THUMBNAIL = 96  # pixels a side, at most
+_MISTAKES = 40  # maximum number
+_THUMBNAIL = 96  # maximum side in pixels
 
 PREDICTIONS = "predictions.npz"  # in the run's folder
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images, k classes each; M of the errors, the most confident first."""
+    """Top-k predictions for N images, and the M most confident errors, most confident first."""
 
     step: int
     labels: NDArray[np.int64]  # [N]
-    best: NDArray[np.int64]  # [N, k] classes, the most probable first
+    best: NDArray[np.int64]  # [N, k] classes, most probable first
     probabilities: NDArray[np.float32]  # [N, k]
     mistakes: NDArray[np.int64]  # [M] rows
     thumbnails: NDArray[np.uint8]  # [M, S, S, 3]
-    files: tuple[str, ...]  # [M], or none where the images are not files
+    files: tuple[str, ...]  # [M], or empty if the images are not files
 
 
 def select_predictions(
@@ -40,9 +40,9 @@ def select_predictions(
     images: NDArray[np.uint8],
     files: Sequence[str],
 ) -> Predictions:
-    """What is kept of an evaluation after `step`: all predictions, and thumbnails of the most confident errors.
+    """Select what is kept of the evaluation after `step`: all predictions, and thumbnails of the most confident errors.
 
-    `images` is [N, H, H, 3]; `files` are their names, none where they are not files.
+    `images` is [N, H, H, 3]; `files` are their N names, empty if they are not files.
     """
     wrong = np.flatnonzero(best[:, 0] != labels)
     mistakes = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")[:_MISTAKES]]
@@ -51,7 +51,7 @@ def select_predictions(
 
 
 def _thumbnails(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """[M, S, S, 3] of these rows, at most 96 pixels a side; one by one, as they may be large."""
+    """Make thumbnails [M, S, S, 3] of `rows`, S at most 96; one by one, as images may be large."""
     if len(rows) == 0 or images.shape[1] <= _THUMBNAIL:
         return np.asarray(images[rows])
     size = (_THUMBNAIL, _THUMBNAIL)
@@ -60,7 +60,7 @@ def _thumbnails(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[n
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write them, all or nothing. Raises OSError."""
+    """Write the file atomically. Raises OSError."""
     with atomic_file(path) as partial, partial.open("wb") as file:
         arrays: dict[str, Any] = vars(predictions) | {
             "best": predictions.best.astype(np.int32),  # half the size
@@ -70,11 +70,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: Path) -> Predictions | None:
-    """Read them back; None where there are none. Raises InputError where the file is damaged."""
+    """Read the file; None if it does not exist. Raises InputError if it is damaged."""
     try:
         with open_regular(path) as file:
             with zipfile.ZipFile(file) as archive:
-                # NumPy stores arrays as they are: compressed ones could be of any size once they are read.
+                # distcnn writes uncompressed arrays; compressed ones could expand to any size.
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                     raise ValueError("it holds compressed arrays")
             file.seek(0)
@@ -82,13 +82,13 @@ def load_predictions(path: Path) -> Predictions | None:
                 found = _checked({name: arrays[name] for name in arrays.files})
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever a damaged zip file makes NumPy raise
-        raise InputError(f"{path}: damaged ({error}); the next evaluation writes it anew") from error
+    except Exception as error:  # a damaged zip file can make NumPy raise anything
+        raise InputError(f"{path}: damaged ({error}); the next evaluation will replace it") from error
     return found
 
 
 def _checked(found: dict[str, Any]) -> Predictions:
-    """Raises ValueError where the parts do not fit together, and whatever missing ones raise."""
+    """Validate the arrays. Raises KeyError for a missing one, ValueError for mismatched shapes."""
     labels, best, mistakes = (found[name].astype(np.int64) for name in ("labels", "best", "mistakes"))
     probabilities, thumbnails, files = found["probabilities"], found["thumbnails"], tuple(map(str, found["files"]))
     if best.shape != probabilities.shape or len(best) != len(labels) or best.ndim != 2:

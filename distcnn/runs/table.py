@@ -1,4 +1,4 @@
-"""A table of runs: rows as `History.summary` gives them, with settings as further columns; sorted, and printed."""
+"""Sort and print a table of runs: rows of `History.summary`, with settings as further columns."""
 
 import json
 import sys
@@ -15,18 +15,18 @@ from distcnn.text import printable
 
 Row = dict[str, Any]
 _WIDE = ("step", "accuracy", "best", "loss", "images_per_s", "updated")
-_NARROW = ("step", "accuracy")  # below this width:
-_WIDTH = 110
+_NARROW = ("step", "accuracy")
+_WIDTH = 110  # columns; on narrower terminals, _NARROW is shown
 _STYLES = {"running": "cyan", "done": "green", "failed": "red", "died": "red", "unreadable": "red"}
 
 
 def as_text(value: Any) -> str:
-    """Return a setting as it is written in a table, and compared with what a user gives."""
+    """Format a setting, for display and for comparison with the user's text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def sort_rows(rows: Sequence[Row], key: str, *, reverse: bool) -> list[Row]:
-    """Sort names from a to z, numbers from the largest; with `reverse` the other way. What has none comes last."""
+    """Sort text ascending and numbers descending, or the reverse; rows without a value come last."""
     having = [row for row in rows if row[key] is not None]
     numbers = all(isinstance(row[key], int | float) for row in having)
     value: Callable[[Row], Any] = (lambda row: row[key]) if numbers else (lambda row: as_text(row[key]))
@@ -34,7 +34,7 @@ def sort_rows(rows: Sequence[Row], key: str, *, reverse: bool) -> list[Row]:
 
 
 def print_rows(rows: Sequence[Row], settings: Sequence[str], folder: Path) -> None:
-    """Print the table, as wide as the terminal allows; `settings` are the keys of further columns."""
+    """Print the table, with the columns that fit the terminal; `settings` are the keys of further columns."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     if not rows:
         console.print(f"no such runs in {folder}", markup=False, emoji=False)
@@ -70,6 +70,6 @@ def _cell(row: Row, column: str) -> str:
     if column == "updated":
         try:
             return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}"
-        except (ValueError, OverflowError, OSError):  # a clock that was wrong by more than a calendar holds
+        except (ValueError, OverflowError, OSError):  # a time outside the calendar's range, from a wrong clock
             return "–"
     return f"{value:{'.4f' if column == 'loss' else ',.0f' if column == 'images_per_s' else '.2%'}}"

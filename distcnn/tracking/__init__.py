@@ -1,8 +1,8 @@
-"""Where metrics go: metrics.jsonl, the console, report.html, tracking libraries by name; on rank 0 only. No torch."""
+"""Trackers, on rank 0 only: metrics.jsonl, the console, report.html and tracking libraries. Imports no torch."""
 
 from distcnn.registry import Registry
 
-# Each is called with a TrackedRun and the user's arguments, in its own thread; see `backend.Backend`.
+# Each is called with a TrackedRun and the user's arguments in its own thread; see `backend.Backend`.
 TRACKERS = Registry(
     "trackers",
     {

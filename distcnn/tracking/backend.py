@@ -1,4 +1,4 @@
-"""What a tracking library is to distcnn, the user's own too: the run it is given, and the three calls that it gets."""
+"""The interface to tracking libraries, built-in or your own: the run they are given, and the calls they receive."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,33 +12,33 @@ from distcnn.runs.history import History, read_history
 from distcnn.runs.predictions import PREDICTIONS, load_predictions
 from distcnn.runs.records import Record
 
-_PREFIXES = {"train": "train", "eval": "test"}  # of the names of numbers, by the kind of record
+_PREFIXES = {"train": "train", "eval": "test"}  # kind of record → prefix of its metric names
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run, as a tracking library needs to know it."""
+    """The run, as passed to a tracking library."""
 
-    folder: Path  # files may be written into it
+    folder: Path  # a backend may write files into it
     id: str  # eight hexadecimal digits, the same after every resume
     config: Config
     plan: Plan
-    start_step: int = 0  # optimizer steps done before this start: 0, or those of the checkpoint that it resumes from
+    start_step: int = 0  # optimizer steps before this start: 0, or those of the resumed checkpoint
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config as in config.yaml, and the plan as `plan`, in plain nested values."""
+        """The config as in config.yaml, with the plan as `plan`, as nested plain values."""
         return to_dict(self.config) | {"plan": asdict(self.plan)}
 
     def history(self) -> History:
-        """Read what the run has written so far. Raises InputError where there is no run in the folder."""
+        """Read what the run has written so far. Raises InputError if the folder has no metrics.jsonl."""
         return read_history(self.folder)
 
     def mistakes(self) -> list[tuple[Any, str, str, float, str]]:
-        """The most confident mistakes of the newest evaluation, the most confident first.
+        """Return the most confident errors of the last evaluation, most confident first.
 
-        Each is (image [S, S, 3] uint8, true class, predicted class, its probability, file). Empty where the evaluation
-        has kept none. Raises InputError where its file is damaged.
+        Each is (image [S, S, 3] uint8, true class, predicted class, its probability, file). Empty if the evaluation
+        kept no predictions. Raises InputError if predictions.npz is damaged.
         """
         run = self.history()
         found, last = load_predictions(self.folder / PREDICTIONS), run.evaluations[-1] if run.evaluations else None
@@ -55,26 +55,26 @@ class TrackedRun:
 
 
 class Backend(Protocol):
-    """One run in a tracking library; made as `Backend(run, **arguments)` with a TrackedRun.
+    """One run in a tracking library, constructed as `Backend(run, **arguments)` with a TrackedRun.
 
-    All of it, the making too, is called in one thread of its own on rank 0; what it raises ends it with a warning, and
-    nothing else. After a resume the numbers of all steps before come first: it may have been behind metrics.jsonl when
-    its process was killed. They are given to `log`, or, in one call at every start, to a method
-    `refill(history: Iterable[tuple[int, dict[str, float]]])` of a library that holds some of them already.
+    Everything, the constructor included, is called in one dedicated thread on rank 0. An exception disables the backend
+    with a warning; training continues. A resumed run first replays the metrics of all earlier steps, as the killed
+    process may have been behind metrics.jsonl. They are passed to `log`, or, if the backend has a method
+    `refill(history: Iterable[tuple[int, dict[str, float]]])`, to that, in one call at every start.
     """
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Take numbers by name, such as `train/loss`; the steps never fall."""
+        """Log metrics by name, such as `train/loss`; steps never decrease."""
 
     def finish(self, status: str, summary: Record) -> None:
-        """End: `status` is done, stopped, failed or the name of an exception; `summary` holds the final numbers."""
+        """Finish: `status` is done, stopped, failed or the name of an exception; `summary` has the final numbers."""
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """All numbers of a train or eval record by name, the same names in every library; of events there are none.
+    """Return the numbers of a train or eval record by name, the same names for every library; {} for an event.
 
-    `loss` of a train record is `train/loss`, `{"per_class": {"cat": 0.9}}` of an eval record is `test/per_class/cat`.
-    No name is the beginning of another up to a slash: to some libraries that is a folder.
+    `loss` of a train record is `train/loss`; `{"per_class": {"cat": 0.9}}` of an eval record is `test/per_class/cat`.
+    No name is a path prefix of another, as some libraries treat a prefix as a folder.
     """
     if record["kind"] not in _PREFIXES:
         return {}

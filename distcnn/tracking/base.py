@@ -1,4 +1,4 @@
-"""The protocol of a tracker, and several trackers as one."""
+"""The tracker protocol, and a container of trackers."""
 
 import threading
 from collections.abc import Iterable
@@ -8,33 +8,33 @@ from distcnn.runs.records import Record
 
 
 class Tracker(Protocol):
-    """Takes records as they come. `finish` is called once, whatever happened."""
+    """Receives the records of a run. `finish` is called exactly once, however the run ends."""
 
     def log(self, record: Record) -> None:
-        """Take one record; never wait for a network."""
+        """Log one record, without waiting for a network."""
 
     def finish(self, status: str, summary: Record) -> str | None:
-        """End with a status and the run's final numbers: done, failed, stopped or the name of an exception.
+        """Finish with a status (done, failed, stopped or the name of an exception) and the run's final numbers.
 
-        Returns what it has lost, if it promised to lose nothing.
+        Returns a description of lost records, if the tracker guarantees to lose none.
         """
 
 
 class Trackers:
-    """Several trackers as one; with none, as on every rank but 0, nothing happens. Any thread may log."""
+    """A container of trackers, empty on all ranks except 0. Thread-safe."""
 
     def __init__(self, trackers: Iterable[Tracker] = ()):
         self.trackers = list(trackers)
         self.lock = threading.Lock()
 
     def log(self, record: Record) -> None:
-        """Pass a record on to each."""
+        """Pass a record to each tracker."""
         with self.lock:
             for tracker in self.trackers:
                 tracker.log(record)
 
     def finish(self, status: str, summary: Record) -> list[str]:
-        """End each; return what they have lost."""
+        """Finish each tracker; return descriptions of what was lost."""
         with self.lock:
             lost = [tracker.finish(status, summary) for tracker in self.trackers]
         return [what for what in lost if what]

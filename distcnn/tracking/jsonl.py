@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, the source of truth."""
+"""metrics.jsonl: one JSON object per line, the source of truth."""
 
 import errno
 import json
@@ -13,9 +13,9 @@ from distcnn.runs.records import Record
 
 
 class JsonlTracker:
-    """A Tracker that appends every record. Resuming from `step`, it first removes later lines, and a torn last one.
+    """A Tracker that appends every record. On resume from `step`, it first removes later and incomplete lines.
 
-    Where the disk is full, lines wait in memory for the next record, and the training goes on. Raises OSError where the
+    If the disk is full, lines are kept in memory until the next record, and training continues. Raises OSError if the
     file cannot be opened.
     """
 
@@ -30,7 +30,7 @@ class JsonlTracker:
         self.waiting: list[bytes] = []
 
     def log(self, record: Record) -> None:
-        """Write one line. What JSON cannot hold (NaN, infinity) becomes null."""
+        """Write one line. NaN and infinity, which JSON does not have, become null."""
         self.waiting.append((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
         self._write()
 
@@ -43,13 +43,13 @@ class JsonlTracker:
             with suppress(OSError):
                 self.file.truncate(self.end)
             if len(self.waiting) == 1:
-                print(f"warning: {self.path}: {error.strerror}; its lines wait in memory", file=sys.stderr)
+                print(f"warning: {self.path}: {error.strerror}; lines are kept in memory", file=sys.stderr)
         else:
             self.end += len(text)
             self.waiting.clear()
 
     def finish(self, status: str, summary: Record) -> str | None:  # noqa: ARG002
-        """Close the file: the records have said it all."""
+        """Write pending lines and close the file; return how many lines were lost."""
         if self.waiting:
             self._write()
         self.file.close()
@@ -59,7 +59,7 @@ class JsonlTracker:
 def _is_until(line: bytes, step: int) -> bool:
     try:
         return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError, RecursionError):  # damaged by whatever it was
+    except (ValueError, KeyError, TypeError, RecursionError):  # a damaged line
         return False
 
 

@@ -1,4 +1,4 @@
-"""Draw what moves on a terminal while a run trains; what is printed meanwhile, warnings too, stands above it."""
+"""Live progress display on a terminal; other output, warnings included, is printed above it."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from rich.text import Text
 from distcnn.config.plan import Plan
 from distcnn.runs.records import Record
 
-NARROW = 70  # columns: below it the bars do without their times
+NARROW = 70  # columns; narrower terminals get bars without times
 _SMOOTHED = 50  # steps
 
 
 class LiveDisplay:
-    """Two bars, the epoch's and the run's, and a line of numbers below them; drawn four times a second by a thread."""
+    """Progress bars of the run and the epoch, and a line of numbers; drawn four times per second by a thread."""
 
     def __init__(
         self, console: Console, plan: Plan, start_step: int, restarts: int, last_checkpoint: Callable[[], str]
@@ -33,7 +33,7 @@ class LiveDisplay:
         self.loss, self.seen = 0.0, 0
         self.numbers: dict[str, str] = {}
         self.process = psutil.Process()
-        self.live = Live(get_renderable=self._drawn, console=console, refresh_per_second=4, transient=True)
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
         self.live.start()
 
     def step(self, record: Record) -> None:
@@ -46,12 +46,12 @@ class LiveDisplay:
         self.progress.update(self.run, completed=step)
         done = (step - 1) % plan.steps_per_epoch + 1
         if done < self.progress.tasks[self.epoch].completed:
-            self.progress.reset(self.epoch)  # its speed and time, too
+            self.progress.reset(self.epoch)  # including its speed and time
         self.progress.update(self.epoch, completed=done, description=name)
         speed = f"{record['images_per_s']:,.0f} img/s"
         if plan.world_size > 1:
             each = record["images_per_s"] / plan.world_size
-            speed += f" ({each:,.0f} a rank, rank {record['slowest_rank']} {record['rank_spread']:+.0%} busier)"
+            speed += f" ({each:,.0f} per rank, rank {record['slowest_rank']} {record['rank_spread']:+.0%} busier)"
         self.numbers |= {"loss": f"loss {self.loss:.4f}", "speed": speed, "lr": f"lr {record['lr']:.3g}"}
 
     def evaluated(self, record: Record) -> None:
@@ -60,11 +60,11 @@ class LiveDisplay:
             self.numbers["accuracy"] = f"accuracy {record['accuracy']:.2%}"
 
     def stop(self) -> None:
-        """Remove it from the screen."""
+        """Remove the display."""
         self.live.stop()
 
-    def _drawn(self) -> RenderableType:
-        """Draw it, in the display's thread: a record costs the training neither a look at the disk nor a drawing."""
+    def _render(self) -> RenderableType:
+        """Render, in the display's thread, so that a record costs training neither disk access nor drawing."""
         numbers = [self.numbers.get(key, "") for key in ("loss", "accuracy", "speed", "lr")]
         saved = self.last_checkpoint()
         numbers += [
@@ -73,7 +73,7 @@ class LiveDisplay:
             f"restart {self.restarts}" if self.restarts else "",
         ]
         shown = [number for number in numbers if number]
-        lines: list[str] = []  # broken between two numbers, not within one
+        lines: list[str] = []  # wrapped between numbers, not within one
         for number in shown:
             if lines and len(lines[-1]) + 2 + len(number) <= self.progress.console.width:
                 lines[-1] += f"  {number}"
@@ -83,7 +83,7 @@ class LiveDisplay:
 
 
 def _memory(process: psutil.Process) -> str:
-    """Return this rank's memory: the GPU's, as PyTorch has reserved it, or the process's."""
+    """Return this rank's memory: that reserved by PyTorch on the GPU, or the process's."""
     if torch.cuda.is_available():
         return f"{torch.cuda.memory_reserved() / 1e9:.1f} GB on the GPU"
     return f"{process.memory_info().rss / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""Open the trackers that a config asks for."""
+"""Open the configured trackers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from distcnn.tracking.threaded import ThreadedTracker
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Everything that is wrong with `tracking.backends`, as far as it can be known before the run."""
+    """Check `tracking.backends`, as far as possible before the run."""
     backends = [named(item) for item in config.tracking.backends]
     names = [name for name, _ in backends]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
@@ -28,10 +28,10 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def open_trackers(run: TrackedRun, launcher: str, last_checkpoint: Callable[[], str]) -> Iterator[Tracker]:
-    """Open rank 0's trackers, one by one: metrics.jsonl first, as others read it.
+    """Open rank 0's trackers one by one, metrics.jsonl first, as others read it.
 
-    `launcher` is what the console's table says of it; `last_checkpoint` names the newest one for its display, in a
-    thread of its own. Raises OSError where metrics.jsonl cannot be written.
+    `launcher` describes the launcher in the console's table. `last_checkpoint` returns the name of the newest
+    checkpoint; the display's thread calls it. Raises OSError if metrics.jsonl cannot be written.
     """
     tracking = run.config.tracking
     yield JsonlTracker(run.folder / "metrics.jsonl", run.start_step)

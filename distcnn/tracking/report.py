@@ -1,4 +1,4 @@
-"""The report that a run writes of itself at its end."""
+"""Write a run's report.html when it ends."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,17 @@ from distcnn.runs.records import Record
 
 
 class ReportTracker:
-    """Takes nothing; at the end it reads the folder, so it comes after the tracker of metrics.jsonl."""
+    """A Tracker that reads the folder at the end, so it must come after the tracker of metrics.jsonl."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def log(self, record: Record) -> None:
-        """Nothing: the log on the disk is what is reported."""
+        """Do nothing: the report is made from metrics.jsonl."""
 
     def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
-        """Write report.html. Whatever goes wrong costs a warning."""
+        """Write report.html. An error is only a warning."""
         try:
             write_page([read_history(self.folder)], self.folder / "report.html")
-        except Exception as error:  # the training is what matters
+        except Exception as error:  # a report must not fail the run
             print(f"warning: no report.html: {type(error).__name__}: {error}", file=sys.stderr)

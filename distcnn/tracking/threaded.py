@@ -9,15 +9,15 @@ from distcnn.files import waiting
 from distcnn.runs.records import Record
 from distcnn.tracking.backend import Backend, TrackedRun, numbers
 
-THREAD_NAME = "distcnn-tracker-"  # and the library's name
-_BACKLOG = 50_000  # records kept for a library that is slow; beyond it they are dropped, with one warning
+THREAD_NAME = "distcnn-tracker-"  # followed by the library's name
+_BACKLOG = 50_000  # records queued for a slow library; further ones are dropped, with one warning
 
 
 class ThreadedTracker:
-    """A Tracker of one library. If it raises or blocks, that costs a warning, and `timeout` seconds at the end.
+    """A Tracker for one library. If it raises or blocks, the cost is a warning, and `timeout` seconds at the end.
 
-    A resumed run's library is first given what the run's metrics.jsonl holds of the steps before. `begin` opens it;
-    None: there is nothing to do.
+    `begin` opens the library, or returns None to disable it. After a resume, the earlier steps of metrics.jsonl are
+    replayed first.
     """
 
     def __init__(self, name: str, run: TrackedRun, begin: Callable[[TrackedRun], Backend | None], timeout: float):
@@ -28,7 +28,7 @@ class ThreadedTracker:
         self.thread.start()
 
     def log(self, record: Record) -> None:
-        """Hand over one record without waiting."""
+        """Queue one record, without waiting."""
         if not self.thread.is_alive():
             return
         try:
@@ -37,7 +37,7 @@ class ThreadedTracker:
             self._warn(f"{self.name} is stuck; it has missed records from step {record.get('step')} on")
 
     def finish(self, status: str, summary: Record) -> None:
-        """Let it finish, within the bounded time; shorter for a run that a scheduler is about to end."""
+        """Wait for the library to finish, up to the timeout; at most 5 s if a scheduler is about to end the run."""
         timeout = min(self.timeout, 5.0) if status == "stopped" else self.timeout
         if self.thread.is_alive():
             try:
@@ -47,7 +47,7 @@ class ThreadedTracker:
             with waiting(f"{self.name} to finish"):
                 self.thread.join(timeout)
         if self.thread.is_alive():
-            self._warn(f"{self.name} did not finish within {timeout:g} s and was left behind")
+            self._warn(f"{self.name} did not finish within {timeout:g} s and was abandoned")
 
     def _warn(self, message: str) -> None:
         if not self.warned:
@@ -67,7 +67,7 @@ class ThreadedTracker:
                 if values := numbers(record):
                     backend.log(values, record["step"])
             backend.finish(record["status"], record["summary"])
-        except Exception as error:  # whatever it is, it is the library's
+        except Exception as error:  # libraries can raise anything
             self._warn(f"{self.name} failed ({type(error).__name__}: {error})")
 
     def _refill(self, backend: Backend) -> None:
@@ -78,13 +78,13 @@ class ThreadedTracker:
                 backend.log(values, step)
 
     def _before(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, numbers) of all records before a resume; none at a start."""
+        """Yield (step, numbers) of all records before a resume; nothing if the run was not resumed."""
         if not self.run.start_step:
             return
         history = self.run.history()
         if history.updated is None:
             raise OSError("; ".join(history.damage))
         for record in history.records:
-            # The run has gone on meanwhile: its later records come through the inbox.
+            # The run is continuing: later records arrive through the inbox.
             if record["step"] <= self.run.start_step and (values := numbers(record)):
                 yield record["step"], values

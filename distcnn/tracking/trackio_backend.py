@@ -1,4 +1,4 @@
-"""trackio: a local database and a dashboard of its own, `trackio show`. https://huggingface.co/docs/trackio."""
+"""trackio: a local database with a dashboard, `trackio show` (https://huggingface.co/docs/trackio)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,10 +18,10 @@ def _problems(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:  # 
 
 @checked_by(_problems)
 class TrackioBackend:
-    """One run, in $TRACKIO_DIR or trackio's own folder.
+    """One run, in $TRACKIO_DIR or trackio's default folder.
 
-    A resumed run takes the place of what its earlier starts have logged: that may lack steps before the checkpoint, and
-    hold some after it.
+    A resumed run replaces what its earlier starts logged, which may lack steps before the checkpoint and have steps
+    after it.
     """
 
     def __init__(self, run: TrackedRun):
@@ -29,12 +29,12 @@ class TrackioBackend:
         import trackio.run
         import trackio.utils
 
-        # It prints what it does, and stdout is the console's. It has no setting against that, and a redirection of
-        # sys.stdout would be one of the whole process.
+        # trackio prints to stdout, which the console uses, and has no setting against it; redirecting sys.stdout would
+        # affect the whole process.
         for module in (trackio, trackio.run, trackio.utils):
             vars(module)["print"] = lambda *_, **__: None
         project, name = run.config.tracking.project, f"{run.folder.name}-{run.id}"
-        with suppress(ValueError):  # there is no such project yet
+        with suppress(ValueError):  # the project does not exist yet
             for earlier in trackio.Api().runs(project):
                 if earlier.name == name:
                     earlier.delete()
@@ -44,9 +44,9 @@ class TrackioBackend:
         )  # fmt: skip
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Add a row, in double precision."""
+        """Log a row, in double precision."""
         self.run.log(values, step=step)
 
     def finish(self, status: str, summary: Record) -> None:  # noqa: ARG002
-        """Flush."""
+        """Flush and close the run."""
         self.run.finish()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with an API key, else offline; never a prompt."""
+"""Weights & Biases: online with an API key, otherwise offline; never prompts."""
 
 import netrc
 import os
@@ -16,7 +16,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 def chosen_mode(asked: Mode | Literal["auto"]) -> Mode:
-    """Resolve `auto`: what WANDB_MODE says, else online with a key, else offline. Never a prompt."""
+    """Resolve `auto`: WANDB_MODE if it is set, otherwise online with an API key, otherwise offline."""
     if asked != "auto":
         return asked
     if find_spec("wandb") is None:
@@ -49,25 +49,25 @@ def _problems(config: Config, args: Mapping[str, Any]) -> Iterator[Problem]:  # 
 
 @checked_by(_problems)
 def open_wandb(run: TrackedRun) -> "WandbBackend | None":
-    """Open the run in the mode that `tracking.wandb` asks for; None where that is disabled."""
+    """Open the run in the mode of `tracking.wandb`; None if it is disabled."""
     mode = chosen_mode(run.config.tracking.wandb)
     return None if mode == "disabled" else WandbBackend(run, mode)
 
 
 class WandbBackend:
-    """One W&B run: history, the confusion matrix, the most confident mistakes, and model and report as artifacts."""
+    """One W&B run: history, confusion matrix, most confident errors, and model and report as artifacts."""
 
     def __init__(self, run: TrackedRun, mode: Mode):
         import wandb
 
         self.wandb, self.tracked = wandb, run
         tracking = run.config.tracking
-        # In a sweep, the agent has chosen the run, and its project.
+        # In a sweep, the agent chooses the run and its project.
         swept = "WANDB_SWEEP_ID" in os.environ
         own: dict[str, Any] = (
             {} if swept else {"id": run.id, "name": run.folder.name, "project": tracking.project, "resume": "allow"}
         )
-        # console="off": wandb does not put itself between the training and its own output.
+        # console="off": wandb must not capture stdout and stderr.
         self.run = wandb.init(
             **own, dir=str(run.folder), mode=mode, group=tracking.group, config=run.settings,
             settings=wandb.Settings(console="off", silent=True),
@@ -75,8 +75,9 @@ class WandbBackend:
         self.step = 0
 
     def refill(self, history: Iterable[tuple[int, dict[str, float]]]) -> None:
-        """Log what the server lacks at the end of its history; offline, where that cannot be known, all of it: the
-        newest offline folder then holds the complete run.
+        """Log the steps that the server lacks; offline, where these are unknown, all steps.
+
+        The newest offline folder then holds the complete run.
         """
         for step, values in history:
             if step >= self.run.starting_step:
@@ -84,15 +85,15 @@ class WandbBackend:
             self.step = step
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Add to one row of the history; rows of one step are merged by W&B."""
+        """Log to one row of the history; W&B merges rows of the same step."""
         self.step = step
         self.run.log(values, step=step)
 
     def finish(self, status: str, summary: Record) -> None:
-        """End, with what there is to show; of a run that was stopped only the numbers: its time is short."""
+        """Upload media and artifacts, and finish; a stopped run, which has little time, uploads only the numbers."""
         if status != "stopped":
             if media := self._media():
-                self.run.log(media, step=self.step)  # steps only rise
+                self.run.log(media, step=self.step)  # W&B steps must not decrease
             for kind, name in (("model", "model.safetensors"), ("report", "report.html")):
                 if (path := self.tracked.folder / name).is_file():
                     artifact = self.wandb.Artifact(f"{kind}-{self.run.id}", kind)
@@ -116,7 +117,7 @@ class WandbBackend:
 
 
 def _confusion_plot(wandb: Any, record: Record) -> Any:
-    """The counts as W&B's own confusion matrix chart, from its table of (actual, predicted, count)."""
+    """Plot the counts as W&B's confusion matrix chart, from a table of (actual, predicted, count)."""
     names, counts = list(record["per_class"]), record["confusion"]
     rows = [[names[i], names[j], counts[i][j]] for i in range(len(names)) for j in range(len(names))]
     table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)

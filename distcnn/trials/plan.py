@@ -78,7 +78,7 @@ def _is_done(trial: Trial) -> bool:
     if run.damage and (run.state == "unreadable" or not run.settings):
         raise _refused(trial, *run.damage)
     if changes := forbidden_changes(run.settings, to_dict(trial.config)):
-        raise _refused(trial, f"was trained otherwise: {'; '.join(map(str, changes))}")
+        raise _refused(trial, f"was trained with other settings: {'; '.join(map(str, changes))}")
     longer = run.settings.get("train", {}).get("duration") != trial.config.train.duration
     done = run.state == "done" and not longer
     if done and _last_evaluation(run) is None:  # to go on from its end would not log it again

@@ -66,7 +66,8 @@ def test_a_changed_config_is_refused_unless_it_is_meant(synthetic):
     outcome = run_ranks(further)
     assert outcome.codes == [2]
     assert re.search(
-        r"optim\.lr was 0\.02, is 0\.01; start a run of another name, or allow the change by --checkpoint", outcome.err
+        r"optim\.lr was 0\.02, is 0\.01; start a run under another name, or allow the change by --checkpoint",
+        outcome.err,
     )
     assert "duration" not in outcome.err
     for allowed in ("[optim.lr]", "[optim]"):
@@ -82,7 +83,7 @@ def test_a_folder_that_is_trained_in_is_refused(synthetic, tmp_path):
         outcome = run_ranks(train, 2)
         assert outcome.codes == [2, 2]
         assert outcome.err.count("distcnn: bad input") == 1
-        assert f"is being trained in by process {ranks[0].pid} on {os.uname().nodename}" in outcome.err
+        assert f"is in use by process {ranks[0].pid} on {os.uname().nodename}" in outcome.err
         ranks[0].kill()
         ranks.wait()
         # A killed process holds it no longer.

@@ -62,7 +62,7 @@ def test_two_configs_over_shared_seeds_equal_the_same_runs_by_hand(configs, tmp_
     # Another run under these names is refused, and a longer one goes on.
     other = run_ranks(["trials", configs[0], "-n", "1", "--optim.lr", "0.5"])
     assert other.codes == [2]
-    assert "slow-seed0: was trained otherwise: optim.lr was 0.001, is 0.5" in other.err
+    assert "slow-seed0: was trained with other settings: optim.lr was 0.001, is 0.5" in other.err
     longer = run_ranks(["trials", configs[0], "-n", "1", "--train.duration", "3ep"])
     assert longer.codes == [0], longer.err
     assert [line["step"] for line in metrics(runs / "slow-seed0", "train")] == list(range(1, 31))

@@ -238,10 +238,10 @@ class Grows:
     ("content", "reason"),
     [
         ({"grows": Grows()}, "bytearray"),
-        ({"view": torch.zeros(1).expand(10**11)}, "is larger than what is stored of it"),
+        ({"view": torch.zeros(1).expand(10**11)}, "is larger than its storage"),
         (
             {"deep": [{"view": torch.zeros(3).as_strided((10**6, 10**6), (0, 0))}]},
-            "is larger than what is stored of it",
+            "is larger than its storage",
         ),
     ],
 )
