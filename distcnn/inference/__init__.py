@@ -1,1 +1,1 @@
-"""A trained model, its predictor, and what describes it."""
+"""Use a trained model: load it, predict, evaluate, export."""

@@ -1,4 +1,4 @@
-"""The image files that a user's paths, folders and patterns name."""
+"""Find the image files named by paths, folders and glob patterns."""
 
 import glob
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from PIL import Image
 
 from distcnn.data.sources.folder import files_below
 
-_MARKS = "*?["
+_WILDCARDS = "*?["
 
 
 def find_images(paths: Iterable[str], problems: list[str]) -> list[str]:
-    """Return the files that paths, folders (with all below them) and patterns name, each in its order.
+    """Return the files of all paths, folders (recursively) and patterns, in order.
 
-    What names none is added to `problems`.
+    A path that names no image is added to `problems`.
     """
     known = Image.registered_extensions()
     found: list[str] = []
@@ -27,7 +27,7 @@ def find_images(paths: Iterable[str], problems: list[str]) -> list[str]:
             found += images
         elif Path(path).exists():
             found.append(path)
-        elif set(_MARKS) & set(path) and (matching := sorted(glob.glob(path, recursive=True))):  # noqa: PTH207
+        elif set(_WILDCARDS) & set(path) and (matching := sorted(glob.glob(path, recursive=True))):  # noqa: PTH207
             found += [file for file in matching if Path(file).is_file()]
         else:
             problems.append(f"{path}: no such file, folder or pattern of files")

@@ -1,4 +1,4 @@
-"""A trained model with all that it takes to use it: its classes, image size, preprocessing and precision."""
+"""A trained model with everything needed to use it: classes, image size, preprocessing and precision."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from distcnn.training.build import make_preprocess, place
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as its run evaluates it: in eval mode, on its device, with the moving average's weights if any."""
+    """A network as its run evaluates it: in eval mode, on its device, with the averaged weights if there are any."""
 
-    path: Path  # of the checkpoint, or of the model.safetensors
+    path: Path  # the checkpoint or model.safetensors
     description: ModelDescription  # as it was saved
     config: Config  # of the run, with the overrides given
     model: nn.Module  # [n, 3, S, S], normalised, in the precision's type → [n, classes] logits
     device: torch.device
 
     def preprocess(self) -> Preprocess:
-        """[n, S, S, 3] uint8 → the network's input, as in training."""
+        """Return the preprocessing of the training: [n, S, S, 3] uint8 → the network's input."""
         return make_preprocess(self.config, self.description.normalize, self.device)
 
 
@@ -45,10 +45,10 @@ def load_model(
     world: World | None = None,
     problems: Callable[[Config], Iterable[Problem]] = lambda _: (),
 ) -> Trained:
-    """The network of a checkpoint, of a run folder's newest valid one, or of a model.safetensors.
+    """Load a trained network from a run folder (its newest valid checkpoint), a checkpoint, or a model.safetensors.
 
-    `overrides` are settings by their dotted keys, such as `{"train.device": "cpu"}`; `problems` tells what of the
-    config does not fit besides its device. Raises InputError where there is no such model, or where it does not fit.
+    `overrides` are settings by their dotted keys, such as `{"train.device": "cpu"}`; `problems` yields what is wrong
+    with the config besides its device. Raises InputError if there is no such model or it does not fit.
     """
     world = world or World()
     path, weights, averages, description = _read(Path(path))
@@ -65,9 +65,9 @@ def load_model(
     size, classes = description.image_size, len(description.classes)
     model = build_model(config.model.name, classes, size, config.model.args)
     load_weights(model, weights, path)
-    # Not compiled, whatever the run was: for one pass over some images that takes longer than it saves, and the last,
-    # smaller batch would be compiled anew.
-    fix = "the model alone is too much for it now: train.device cpu is another place"
+    # Never compiled: for one pass over the images that takes longer than it saves, and the smaller last batch would be
+    # compiled again.
+    fix = "the model alone does not fit: use train.device cpu"
     with explain_out_of_memory(device, lambda: [fix]):
         model = place(model, config, device, compile=False)
         average = Averages(model, config.train)
@@ -77,7 +77,7 @@ def load_model(
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any], ModelDescription]:
-    """The file that was read; its weights, their averages, and what it takes to use them."""
+    """Return the file read, its weights, their averages, and the description needed to use them."""
     if not path.exists():
         raise InputError(f"{path}: no such run folder or checkpoint")
     if is_safetensors(path):
@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any], ModelDescri
 
 
 def _newest(run: Path) -> ValidFile:
-    """The newest valid checkpoint of a run folder. Raises InputError."""
+    """Return a run folder's newest valid checkpoint. Raises InputError if there is none."""
     file, _ = Checkpoints(run / "checkpoints").newest_valid()
     if file is None:
         raise InputError(f"{run}: holds no valid checkpoint in {run / 'checkpoints'}; give a run folder or a .pt file")

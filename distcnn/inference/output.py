@@ -1,4 +1,4 @@
-"""Predictions as a table, CSV or JSON lines, on stdout or in a file that is complete or absent."""
+"""Write predictions as a table, CSV or JSON lines, to stdout or atomically to a file."""
 
 import csv
 import io
@@ -14,23 +14,26 @@ from distcnn.errors import DistcnnError
 from distcnn.files import atomic_file
 from distcnn.text import printable
 
-if TYPE_CHECKING:  # it needs torch, and the names of the writers are for a command's help
+if TYPE_CHECKING:  # it imports torch, and a command's help needs only the writers' names
     from distcnn.inference.predictor import Prediction
 
 Write = Callable[["Prediction"], None]
 
 
 @contextmanager
-def opened(output: Path | None, kind: str, top: int) -> Iterator[Write]:
-    """Yield what takes predictions of `top` classes each, for stdout or a file. Raises DistcnnError for a full disk."""
+def open_output(output: Path | None, kind: str, top: int) -> Iterator[Write]:
+    """Yield a function that writes one prediction of `top` classes, to a file or, if `output` is None, to stdout.
+
+    Raises DistcnnError if the file cannot be written.
+    """
     writer = WRITERS[kind]
     write_text = partial(open, mode="w", encoding="utf-8", errors="surrogateescape", newline="")
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes: as they came, so they go
+            sys.stdout.reconfigure(errors="surrogateescape")  # writes non-UTF-8 file names unchanged
         with writer(sys.stdout, top) as write:
             yield write
-    elif not output.is_file() and output.exists():  # a device, a pipe
+    elif not output.is_file() and output.exists():  # a device or a pipe
         with write_text(output) as file, writer(file, top) as write:
             yield write
     else:
@@ -43,7 +46,7 @@ def opened(output: Path | None, kind: str, top: int) -> Iterator[Write]:
 
 @contextmanager
 def _table(file: IO[str], top: int) -> Iterator[Write]:
-    from rich.console import Console  # not for a command's help
+    from rich.console import Console  # a command's help does not need it
     from rich.table import Table
     from rich.text import Text
 

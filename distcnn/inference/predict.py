@@ -1,4 +1,4 @@
-"""Predict many image files, on one rank or several, which share them."""
+"""Predict many image files, on one rank or divided among several."""
 
 import os
 from collections.abc import Sequence
@@ -17,27 +17,27 @@ from distcnn.distributed.memory import first_out_of_memory_of_all_ranks
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.world import World
 from distcnn.inference.model import load_model
-from distcnn.inference.output import opened
+from distcnn.inference.output import open_output
 from distcnn.inference.predictor import Predictor, in_order
 from distcnn.text import printable
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """What to predict, and how to write it."""
 
     model: str  # a run folder, a checkpoint, or a model.safetensors
     overrides: dict[str, Any]  # settings by their dotted keys
     output: Path | None  # None: stdout
-    format: str  # of WRITERS
+    format: str  # a key of WRITERS
     top: int  # classes per image
     batch_size: int  # images per forward
 
 
 def predict_files(request: Request, paths: Sequence[str], world: World) -> list[str]:
-    """Write the predictions of all files, in their order, on rank 0; return the unreadable ones, which are named.
+    """Write the predictions of all files, in order, on rank 0; print the names of unreadable ones, and return them.
 
-    A collective. Raises InputError where there is no such model, and DistcnnError where the output cannot be written.
+    A collective. Raises InputError if there is no such model, and DistcnnError if the output cannot be written.
     """
     trained = load_model(request.model, request.overrides, world)
     predictor = Predictor(trained, top=request.top, threads=max(1, cores() // world.local_size))
@@ -47,7 +47,7 @@ def predict_files(request: Request, paths: Sequence[str], world: World) -> list[
     with (
         process_group(world, device=device, backend=backend, timeout_s=trained.config.train.timeout) as store,
         first_out_of_memory_of_all_ranks(store),
-        opened(request.output if world.is_main else Path(os.devnull), request.format, predictor.top) as write,
+        open_output(request.output if world.is_main else Path(os.devnull), request.format, predictor.top) as write,
     ):
         names = "\0".join(paths).encode(errors="surrogateescape")
         check_same({"the list of images": sha256(names).hexdigest()[:12],

@@ -1,4 +1,4 @@
-"""Classes and probabilities of images, with the preprocessing that the model was trained with."""
+"""Predict the classes of images, with the preprocessing of the training."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +23,16 @@ from distcnn.training.views import averaged_logits
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image."""
+    """The most probable classes of one image, or why it could not be read."""
 
     path: str
-    classes: tuple[str, ...] = ()  # the best ones, best first; none if the image could not be read
-    probabilities: tuple[float, ...] = ()  # theirs
-    problem: str = ""  # why it could not be read
+    classes: tuple[str, ...] = ()  # the most probable first; empty if the image could not be read
+    probabilities: tuple[float, ...] = ()  # of `classes`
+    problem: str = ""  # why the image could not be read
 
 
 class Predictor:
-    """A trained model that takes image files, or arrays that were decoded already.
+    """A trained model that classifies image files, or decoded arrays.
 
     >>> predictor = Predictor("runs/digits", top=2)  # doctest: +SKIP
     >>> predictor(["seven.png"])[0].classes  # doctest: +SKIP
@@ -40,7 +40,7 @@ class Predictor:
     """
 
     def __init__(self, model: Trained | str | Path, *, top: int = 5, threads: int | None = None):
-        """Give the `top` classes of each image; decode in `threads`. Raises InputError where there is no such model."""
+        """Predict the `top` classes; decode in `threads` threads. Raises InputError if there is no such model."""
         self.trained = model if isinstance(model, Trained) else load_model(model)
         self.top = min(top, len(self.trained.description.classes))
         self.threads = threads or cores()
@@ -48,9 +48,9 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, images: NDArray[np.uint8]) -> Tensor:
-        """[n, S, S, 3] uint8, as `decode` gives them → [n, classes] float32 on the CPU; over the run's views.
+        """Return [n, classes] float32 on the CPU, averaged over the run's views, for [n, S, S, 3] uint8 images.
 
-        Raises OutOfMemoryError (of distcnn.errors) for more images than the device can take at once.
+        Raises distcnn.errors.OutOfMemoryError if the batch does not fit on the device.
         """
         trained, pre = self.trained, self.preprocess
         with explain_out_of_memory(trained.device, lambda: prediction_cures(len(images))):
@@ -60,11 +60,11 @@ class Predictor:
             return logits.softmax(dim=1).cpu()
 
     def decode(self, path: str | Path) -> NDArray[np.uint8]:
-        """Any image that Pillow reads → [S, S, 3] uint8, as in training. Raises what Pillow raises."""
+        """Decode an image file to [S, S, 3] uint8, as in training. Raises what Pillow raises."""
         return decode(path, self.trained.description.image_size)
 
     def __call__(self, paths: Sequence[str | Path]) -> list[Prediction]:
-        """One Prediction for each path, in one batch; unreadable ones say so."""
+        """Return one Prediction per path, computed in one batch; unreadable images have a `problem`."""
         names = [str(path) for path in paths]
         with ThreadPoolExecutor(self.threads) as pool:  # Pillow decodes outside the interpreter lock
             decoded = list(pool.map(self._decoded, names))
@@ -79,7 +79,7 @@ class Predictor:
     def _decoded(self, path: str) -> NDArray[np.uint8] | str:
         try:
             return self.decode(path)
-        except Exception as error:  # whatever Pillow raises on hostile bytes
+        except Exception as error:  # Pillow raises many kinds on malformed files
             return f"{type(error).__name__}: {error}"
 
     def _prediction(self, path: str, values: list[float], indices: list[int]) -> Prediction:
@@ -88,9 +88,9 @@ class Predictor:
 
 
 def in_order(predictor: Predictor, paths: Sequence[str], batch_size: int, world: World) -> Iterator[Prediction]:
-    """Predictions of all paths, on every rank, in the order of the paths; the ranks take batches in turn.
+    """Yield the predictions of all paths, in order, on every rank; the ranks compute batches in turn.
 
-    A collective: all ranks go through it to its end.
+    A collective: all ranks must exhaust it.
     """
     own = dict(evaluation_batches(len(paths), batch_size, world.rank, world.size))
     batches = -(-len(paths) // batch_size)

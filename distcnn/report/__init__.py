@@ -1,1 +1,1 @@
-"""The report of one run or several: one HTML file that opens from the disk."""
+"""The report of one run or several: a self-contained HTML file."""

@@ -1,4 +1,4 @@
-"""The curves of one run, or of several over each other: what is logged, over the steps."""
+"""Curves of the logged numbers over the steps, of one run or of several overlaid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from distcnn.report.figures import Figure, label, rounded
 from distcnn.runs.history import History
 from distcnn.runs.records import Record
 
-POINTS = 800  # of a curve, at most
+POINTS = 800  # per curve, at most
 
 
 def curves(runs: Sequence[History]) -> list[Figure]:
-    """Draw loss, accuracy, learning rate, images/s and, with several ranks, their spread; over the steps."""
+    """Return figures of loss, accuracy, learning rate, images/s and, with several ranks, the slowest rank's delay."""
     several = len(runs) > 1
     loss, accuracy, rate, speed, spread = [], [], [], [], []
     for i, run in enumerate(runs):
@@ -43,14 +43,16 @@ def curves(runs: Sequence[History]) -> list[Figure]:
     marks = _restarts(runs[0]) if not several else []
     figures = [
         _figure("loss", "Loss", "Cross-entropy in nats. Training: each step's mean over the global batch.", loss),
-        _figure("accuracy", "Accuracy", "Of the images that training never sees.", accuracy, format=".1%"),
+        _figure("accuracy", "Accuracy", "On images that are not trained on.", accuracy, format=".1%"),
         _figure("lr", "Learning rate", "", rate, zero=True),
         _figure(
-            "speed", "Images per second", "Over all ranks, between log points; without evaluations.", speed, zero=True
+            "speed", "Images per second", "Over all ranks, between log points, without evaluations.", speed, zero=True
         ),
     ]
     if spread:
-        about = "How much longer the slowest rank was busy than the fastest; time spent waiting for others left out."
+        about = (
+            "How much longer the slowest rank was busy than the fastest, without time spent waiting for other ranks."
+        )
         figures.append(_figure("spread", "Slowest rank", about, spread, format=".0%", zero=True))
     for figure in figures:
         figure["layout"] |= (marks and {"shapes": [m[0] for m in marks], "annotations": [m[1] for m in marks]}) or {}
@@ -58,7 +60,7 @@ def curves(runs: Sequence[History]) -> list[Figure]:
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an exponential moving average over a fiftieth of the curve, corrected for its start from zero."""
+    """Return an exponential moving average over a fiftieth of the curve, bias-corrected for its start at zero."""
     decay = 1 - 1 / max(1.0, len(values) / 50)
     out, average = np.empty_like(values), 0.0
     for i, value in enumerate(values):
@@ -77,7 +79,7 @@ def line(
     width: float = 2,
     dash: str = "solid",
 ) -> dict[str, Any]:
-    """Return a trace of at most `POINTS` points: the means of equal parts of a longer one, and their first texts."""
+    """Return a trace of at most `POINTS` points; a longer one is cut into equal parts, each drawn as its mean."""
     if len(steps) > POINTS:
         cuts = np.linspace(0, len(steps), POINTS + 1).astype(np.int64)[:-1]
         counts = np.diff([*cuts, len(steps)])
@@ -101,7 +103,7 @@ def _figure(
 
 
 def _restarts(run: History) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """A line and its text for every resume."""
+    """Return a vertical line and its label for every resume."""
     steps = sorted({record["step"] for record in run.starts if record["event"] == "resumed"})
     line = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash", "width": 1}}
     text = {

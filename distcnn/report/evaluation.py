@@ -1,4 +1,4 @@
-"""The last evaluation of a run: its classes, confusions, calibration, and its most confident errors."""
+"""The last evaluation of a run: classes, confusion matrix, calibration and most confident errors."""
 
 import base64
 import io
@@ -15,20 +15,20 @@ from distcnn.runs.history import History
 from distcnn.runs.predictions import PREDICTIONS, Predictions, load_predictions
 from distcnn.runs.records import Record
 
-_MOST_ERRORS = 24  # shown
+_SHOWN_ERRORS = 24  # at most
 
 
 def evaluation(run: History) -> tuple[dict[str, Any], list[Figure]]:
-    """Return what the page's template shows of it, and its figures; nothing where there was none.
+    """Return the template's variables and the figures; both are empty if the run has no evaluation.
 
-    What is damaged, or does not fit the rest, is named as the "problem".
+    Data that is damaged or inconsistent is named under "problem".
     """
     if not run.evaluations:
         return {}, []
     last = run.evaluations[-1]
     classes, counts = _counts(last)
     if not classes:
-        return {"problem": "The last evaluation holds no confusion matrix that fits its classes."}, []
+        return {"problem": "The last evaluation has no confusion matrix that fits its classes."}, []
     matrix = confusion(counts, classes)
     figures = [matrix] if matrix else []
     found = {"classes": per_class(classes, counts), "confused": _confused(classes, counts), "evaluated": last}
@@ -39,13 +39,13 @@ def evaluation(run: History) -> tuple[dict[str, Any], list[Figure]]:
     if predictions is None or predictions.step != last["step"]:
         return found, figures
     if not all(((named >= 0) & (named < len(classes))).all() for named in (predictions.best, predictions.labels)):
-        return found | {"problem": f"{run.folder / 'predictions.npz'}: of other classes than those of the run"}, figures
+        return found | {"problem": f"{run.folder / 'predictions.npz'}: its classes are not those of the run"}, figures
     diagram, _ = reliability(predictions)
     return found | {"errors": _errors(predictions, classes)}, [*figures, diagram]
 
 
 def _counts(evaluation: Record) -> tuple[list[str], NDArray[np.int64]]:
-    """The classes and [true, predicted] counts of an evaluation; no class where the two do not fit each other."""
+    """Return the classes and [true, predicted] counts of an evaluation; no classes if the two do not fit."""
     classes, rows = [*evaluation.get("per_class", {})], evaluation.get("confusion", [])
     try:
         counts = np.array(rows, np.int64)
@@ -57,26 +57,26 @@ def _counts(evaluation: Record) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def per_class(classes: Sequence[str], counts: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Return images, precision, recall and F1 of each class; None where there is nothing to divide by.
+    """Return each class's number of images, precision, recall and F1, None for a ratio of 0/0.
 
     `counts` are [true, predicted].
     """
     hits, true, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
 
-    def share(a: int, b: int) -> float | None:
+    def ratio(a: int, b: int) -> float | None:
         return float(a / b) if b else None
 
     return [
         {
-            "name": name, "images": int(true[i]), "precision": share(hits[i], predicted[i]),
-            "recall": share(hits[i], true[i]), "f1": share(2 * hits[i], true[i] + predicted[i]),
+            "name": name, "images": int(true[i]), "precision": ratio(hits[i], predicted[i]),
+            "recall": ratio(hits[i], true[i]), "f1": ratio(2 * hits[i], true[i] + predicted[i]),
         }
         for i, name in enumerate(classes)
     ]  # fmt: skip
 
 
 def _confused(classes: Sequence[str], counts: NDArray[np.int64]) -> list[tuple[str, str, int]]:
-    """The pairs (true, predicted) most often confused, with their counts."""
+    """Return the most frequently confused (true, predicted) pairs, with their counts."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:8]
     pairs = [divmod(int(cell), len(classes)) for cell in order]
@@ -85,7 +85,7 @@ def _confused(classes: Sequence[str], counts: NDArray[np.int64]) -> list[tuple[s
 
 def _errors(found: Predictions, classes: Sequence[str]) -> list[dict[str, Any]]:
     shown = []
-    for place, row in enumerate(found.mistakes[:_MOST_ERRORS].tolist()):
+    for place, row in enumerate(found.mistakes[:_SHOWN_ERRORS].tolist()):
         pairs = zip(found.best[row].tolist(), found.probabilities[row].tolist(), strict=True)
         shown.append({
             "image": _png(found.thumbnails[place]), "true": classes[found.labels[row]],

@@ -1,4 +1,4 @@
-"""What the report draws, as plotly.js takes it; colours are numbers of the page's palette, light or dark."""
+"""Figures of the report, as plotly.js takes them; colours are indices into the page's light or dark palette."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -9,21 +9,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from distcnn.runs.predictions import Predictions
 
-# {"id", "title", "about", "traces", "layout"}; each trace has a "group", one button of the legend
+# {"id", "title", "about", "traces", "layout"}; the legend has one button for each "group" of traces
 Figure = dict[str, Any]
 LARGEST_MATRIX = 120  # classes
 BINS = 15  # of the reliability diagram
 
 
 def label(text: str, length: int = 28) -> str:
-    """A name as plotly.js takes it: it reads some tags in texts, and a long one would leave no room for the plot."""
+    """Return a name as a plotly.js label: at most `length` long, and escaped, because plotly.js interprets tags."""
     shown = text if len(text) <= length else text[: length - 1] + "…"
-    # Isolated, so that a name written from right to left does not turn around what stands beside it.
+    # Isolated, so that a right-to-left name does not reorder the text around it.
     return "\N{FIRST STRONG ISOLATE}" + html.escape(shown) + "\N{POP DIRECTIONAL ISOLATE}"
 
 
 def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure | None:
-    """The confusion matrix; None where there are too many classes to see one."""
+    """Return the confusion matrix, None for more than LARGEST_MATRIX classes. `counts` are [true, predicted]."""
     if len(classes) > LARGEST_MATRIX:
         return None
     names = [label(name) for name in classes]
@@ -42,25 +42,25 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure | Non
         "height": int(np.clip(220 + 30 * len(classes), 360, 900)),
         "hovermode": "closest",
     }
-    about = "Rows are the true classes, columns the predicted ones; the shade is the share of the row."
+    about = "Rows are the true classes, columns the predicted ones; the shade is the fraction of the row."
     return {"id": "confusion", "title": "Confusion matrix", "about": about, "traces": [trace], "layout": layout}
 
 
 def reliability(found: Predictions) -> tuple[Figure, float]:
-    """Accuracy against confidence in equal bins of the latter, and the expected calibration error.
+    """Return accuracy over confidence in equal-width bins, and the expected calibration error.
 
-    ECE = Σ share of the images in a bin · |accuracy - mean confidence there| (Guo et al. 2017, arXiv:1706.04599).
+    ECE = Σ over bins of images in the bin / images · |accuracy - mean confidence| (Guo et al. 2017, arXiv:1706.04599).
     """
     confidence = found.probabilities[:, 0].astype(np.float64)
     right = found.best[:, 0] == found.labels
-    place = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
-    count, sure, hits = (np.bincount(place, weights, BINS) for weights in (None, confidence, right))
-    some = count > 0
-    accuracy, mean = hits[some] / count[some], sure[some] / count[some]
-    error = float(np.sum(count[some] / len(right) * np.abs(accuracy - mean)))
+    bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
+    count, confidences, hits = (np.bincount(bins, weights, BINS) for weights in (None, confidence, right))
+    used = count > 0
+    accuracy, mean = hits[used] / count[used], confidences[used] / count[used]
+    error = float(np.sum(count[used] / len(right) * np.abs(accuracy - mean)))
     bars = {
-        "type": "bar", "x": rounded((np.flatnonzero(some) + 0.5) / BINS), "y": rounded(accuracy), "width": 1 / BINS,
-        "customdata": [[int(n), float(m)] for n, m in zip(count[some], mean, strict=True)], "group": "accuracy",
+        "type": "bar", "x": rounded((np.flatnonzero(used) + 0.5) / BINS), "y": rounded(accuracy), "width": 1 / BINS,
+        "customdata": [[int(n), float(m)] for n, m in zip(count[used], mean, strict=True)], "group": "accuracy",
         "colour": 0, "name": "accuracy",
         "hovertemplate": "%{customdata[0]} images, confidence %{customdata[1]:.1%}: accuracy %{y:.1%}<extra></extra>",
     }  # fmt: skip
@@ -80,7 +80,7 @@ def reliability(found: Predictions) -> tuple[Figure, float]:
 
 
 def rounded(values: ArrayLike) -> Any:
-    """Nested lists of five digits: more would only make the file larger."""
+    """Return nested lists of numbers with five significant digits, to keep the file small."""
     array = np.asarray(values)
     number: Callable[[float], float] = lambda x: float(f"{x:.5g}")  # noqa: E731
     return [rounded(row) for row in array] if array.ndim > 1 else [number(x) for x in array.tolist()]

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures in the page's theme, again when that changes, and makes a legend of buttons for each.
+// Draw the figures in the page's theme, redraw them when it changes, and give each a legend of buttons.
 (() => {
   const figures = JSON.parse(document.getElementById("data").textContent);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -35,7 +35,7 @@
     for (const [group, number] of groups) {
       const button = document.createElement("button");
       button.type = "button";
-      button.innerHTML = group;  // escaped where it was made, as Plotly wants it
+      button.innerHTML = group;  // already escaped, by report/figures.py
       button.style.setProperty("--swatch", `var(--c${number % 8})`);
       button.setAttribute("aria-pressed", "true");
       button.addEventListener("click", () => {
@@ -51,7 +51,7 @@
   figures.forEach(legend);
   const all = () => Promise.all(figures.map(draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
-  // The numbers are to be seen before several megabytes of plotting code are read.
+  // Show the numbers before several megabytes of plotting code are parsed.
   requestAnimationFrame(() => setTimeout(() => {
     const code = document.createElement("script");
     code.textContent = document.getElementById("plotly").textContent;

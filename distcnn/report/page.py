@@ -1,4 +1,4 @@
-"""The page: what stands in it, and the template filled in. Every text that a run can name is escaped there."""
+"""The HTML page: the template and its variables. The template escapes every string of a run."""
 
 import json
 from collections.abc import Sequence
@@ -21,28 +21,28 @@ HERE = Path(__file__).parent
 _STATES = {
     "running": "is running", "done": "ran to its end", "preempted": "was preempted", "interrupted": "was interrupted",
     "failed": "failed",
-    "died": "ended without a word: killed, or its machine went away", "unreadable": "has a log that cannot be read",
+    "died": "died without logging its end: killed, or its host was lost", "unreadable": "has a log that cannot be read",
 }  # fmt: skip
 
 
 def missing() -> str:
-    """Say what has to be installed first; "" if nothing has."""
+    """Return which packages have to be installed first; "" if none."""
     return text.missing("report", "plotly", "jinja2")
 
 
 def page(runs: Sequence[History]) -> str:
-    """Return the whole HTML text. Raises InputError where none of the runs has anything to show."""
+    """Return the HTML text. Raises InputError if none of the runs has logged anything."""
     if not any(run.records for run in runs):
         raise InputError([f"{run.folder}: {'; '.join((*run.damage, *_empty(run)))}" for run in runs])
     import jinja2
 
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
     templates.filters["percent"] = lambda value: "–" if value is None else f"{value:.2%}"
-    shown, alone = curves(runs), dict[str, Any]()
+    shown, single = curves(runs), dict[str, Any]()
     if len(runs) == 1:
-        alone, further = evaluation(runs[0])
+        single, further = evaluation(runs[0])
         shown += further
-        alone |= _described(runs[0])
+        single |= _described(runs[0])
     compared = [run for run in runs if run.settings]
     return templates.get_template("page.html").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
@@ -57,7 +57,7 @@ def page(runs: Sequence[History]) -> str:
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
         version=__version__,
-        **alone,
+        **single,
     )
 
 
@@ -66,7 +66,7 @@ def _empty(run: History) -> tuple[str, ...]:
 
 
 def write_page(runs: Sequence[History], output: Path) -> int:
-    """Write the page, all of it or nothing; returns its size in characters. Raises InputError, OSError."""
+    """Write the page atomically; return its size in characters. Raises InputError, OSError."""
     html = page(runs)
     with atomic_file(output) as aside:
         aside.write_text(html, encoding="utf-8", errors="replace")
@@ -74,7 +74,7 @@ def write_page(runs: Sequence[History], output: Path) -> int:
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, its value in each) of the settings that are not the same in all."""
+    """Return (dotted key, its value in each) for the settings that differ, except the name."""
     flat = [flatten(tree) for tree in settings]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [(key, [json.dumps(one[key]) if key in one else "–" for one in flat]) for key in keys]
@@ -91,7 +91,7 @@ def _described(run: History) -> dict[str, Any]:
 
 
 def _plotly() -> str:
-    """plotly.js itself, as the package plotly carries it; the rest of that package is not imported."""
+    """Return plotly.js, from the package plotly, without importing that package."""
     spec = find_spec("plotly")
     assert spec is not None
     assert spec.origin is not None

@@ -57,7 +57,7 @@ def test_a_run_that_died_and_one_without_an_evaluation_are_reported(result, tmp_
     run = read_history(tmp_path)
     assert (run.state, run.step) == ("died", 4)
     text = page([run])
-    assert "ended without a word" in text
+    assert "died without logging its end" in text
     assert [figure["id"] for figure in shown(text)] == ["loss", "accuracy", "lr", "speed"]
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="nothing is logged"):

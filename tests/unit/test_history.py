@@ -205,7 +205,7 @@ def test_a_report_of_several_names_the_damaged_ones(tmp_path, capsys):
         assert f"warning: {tmp_path / name}: " in err
     assert text.count("is damaged") == 2
     assert "<bdi>log</bdi> has a log that cannot be read" in text
-    heads = text.split('aria-label="What differs in their configs"')[1].split("</thead>")[0]
+    heads = text.split('aria-label="Differences between the configs"')[1].split("</thead>")[0]
     assert [name in heads for name in ("good", "other", "config", "log")] == [True, True, False, True]
 
 

@@ -1,4 +1,4 @@
-"""A trained model for other programs, its preprocessing inside, and verified: one file per format."""
+"""Export a trained model with its preprocessing, and verify the result: one file per format."""
 
 from distcnn.registry import Registry
 

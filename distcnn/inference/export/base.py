@@ -1,4 +1,4 @@
-"""What every export format is, and the network that they write."""
+"""The interface of export formats, and the network that they write."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -19,13 +19,13 @@ Exported = Callable[[NDArray[np.uint8]], Tensor]  # [n, S, S, 3] uint8 → [n, c
 
 
 class Format(ABC):
-    """One file format. A new one is a class in a file of its own, and a line in `FORMATS`."""
+    """One file format. A new one is a class in its own file, and a line in `FORMATS`."""
 
-    file: ClassVar[str]  # the name of what is written, such as model.onnx
+    file: ClassVar[str]  # the file's name, such as model.onnx
 
     @staticmethod
     def missing() -> str:
-        """Say which packages have to be installed first; "" if none has."""
+        """Return which packages have to be installed first; "" if none."""
         return ""
 
     @staticmethod
@@ -36,11 +36,11 @@ class Format(ABC):
     @staticmethod
     @abstractmethod
     def load(path: Path) -> Exported:
-        """Load what `write` has written, as its users would."""
+        """Load a file that `write` has written, as its users would."""
 
 
 class Deployed(nn.Module):
-    """[n, S, S, 3] uint8 → [n, classes] float32 probabilities, in one graph: preprocessing, views and softmax too."""
+    """[n, S, S, 3] uint8 → [n, classes] float32 probabilities: preprocessing, network, views, softmax in one graph."""
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class Deployed(nn.Module):
 
 
 def deployed(trained: Trained) -> tuple[nn.Module, Tensor]:
-    """Return the network to be written, in eval mode, and a batch of two black images to trace it with."""
+    """Return the network to export, in eval mode, and a batch of two black images to trace it with."""
     size = trained.description.image_size
     return Deployed(trained).eval(), torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
 def chosen_formats(names: Iterable[str]) -> list[type[Format]]:
-    """Return the formats of these names, each once. Raises InputError with all that are unknown or miss a package."""
+    """Return the formats by name, each once. Raises InputError with all that are unknown or lack a package."""
     found, problems = list[type[Format]](), list[str]()
     for name in dict.fromkeys(names):
         try:

@@ -18,18 +18,18 @@ _DEPLOYED = {"train.device": "cpu", "train.precision": "fp32", "model.channels_l
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """What to export, and how to verify it."""
 
     model: str  # a run folder, a checkpoint, or a model.safetensors
     formats: Sequence[str]
     output: str | None = None  # a folder; None: export/ beside the model
-    images: Sequence[str] = ()  # to compare on; none: the run's test images
-    count: int = 1000  # of them, at most
+    images: Sequence[str] = ()  # to compare on; empty: the run's test images
+    count: int = 1000  # images to compare on, at most
     views: str | None = None  # test-time augmentation; None: the run's
 
 
 def export_model(request: Request) -> None:
-    """Export, verify, write the card, and print what was found. Raises InputError, or DistcnnError where it differs."""
+    """Export, verify, write the card, print the differences. Raises InputError, or DistcnnError if one is too large."""
     formats = chosen_formats(request.formats)
     trained = load_model(request.model, _DEPLOYED | ({"eval.views": request.views} if request.views else {}))
     if request.images:

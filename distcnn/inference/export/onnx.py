@@ -14,20 +14,20 @@ from distcnn.text import missing
 
 
 class Onnx(Format):
-    """`images` in, `probabilities` out, for any number of images."""
+    """A graph with input `images` and output `probabilities`, for any number of images."""
 
     file = "model.onnx"
 
     @staticmethod
     def missing() -> str:
-        """Say which packages have to be installed first; "" if none has."""
+        """Return which packages have to be installed first; "" if none."""
         return missing("export", "onnx", "onnxscript", "onnxruntime")
 
     @staticmethod
     def write(trained: Trained, path: Path) -> None:
         """Write the graph and its weights as one file."""
         network, example = deployed(trained)
-        # The exporter tells stdout and a logger of each of its stages.
+        # The exporter prints and logs each of its stages.
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,7 +40,7 @@ class Onnx(Format):
 
     @staticmethod
     def load(path: Path) -> Exported:
-        """Load it into onnxruntime, on the CPU."""
+        """Load the file into onnxruntime, on the CPU."""
         import onnxruntime  # optional
 
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

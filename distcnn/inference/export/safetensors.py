@@ -1,4 +1,4 @@
-"""safetensors: the weights, and in the metadata what `distcnn.load_model` needs to use them."""
+"""safetensors: the weights, with the description that `distcnn.load_model` needs in the metadata."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from distcnn.inference.predictor import Predictor
 
 
 class Safetensors(Format):
-    """The file that a training writes at its end, of any checkpoint."""
+    """The file that a training writes at its end, here for any checkpoint."""
 
     file = "model.safetensors"
 
@@ -23,5 +23,5 @@ class Safetensors(Format):
 
     @staticmethod
     def load(path: Path) -> Exported:
-        """Load it by `load_model`, on the CPU."""
+        """Load the file by `load_model`, on the CPU."""
         return Predictor(load_model(path, {"train.device": "cpu"})).probabilities

@@ -1,4 +1,4 @@
-"""torch.export: the graph as PyTorch 2 programs load it, or compile it ahead of time."""
+"""torch.export: the graph for PyTorch 2 programs, which load it or compile it ahead of time."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ class TorchExport(Format):
         """Write the exported program."""
         network, example = deployed(trained)
         program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
-        with path.open("wb") as file:  # by its path, it would insist on the suffix .pt2
+        with path.open("wb") as file:  # given a path, it insists on the suffix .pt2
             torch.export.save(program, file)
 
     @staticmethod
     def load(path: Path) -> Exported:
-        """Load it as a module."""
+        """Load the file as a module."""
         with path.open("rb") as file:
             module = torch.export.load(file).module()
         return lambda images: module(torch.from_numpy(images))

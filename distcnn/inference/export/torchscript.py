@@ -1,4 +1,4 @@
-"""TorchScript: deprecated, and still what many a server runs."""
+"""TorchScript: deprecated, but still run by many servers."""
 
 import warnings
 from pathlib import Path
@@ -18,13 +18,13 @@ class TorchScript(Format):
     def write(trained: Trained, path: Path) -> None:
         """Write the traced network."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated
+            warnings.simplefilter("ignore")  # the deprecation
             traced = torch.jit.trace(*deployed(trained), check_trace=False)  # type: ignore[no-untyped-call]
             torch.jit.save(traced, str(path))
 
     @staticmethod
     def load(path: Path) -> Exported:
-        """Load it as a module."""
+        """Load the file as a module."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]

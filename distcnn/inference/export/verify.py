@@ -1,4 +1,4 @@
-"""An exported model held against PyTorch's own result on real images, at more than one size of batch."""
+"""Compare an exported model with PyTorch's result on real images, at several batch sizes."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,12 @@ from distcnn.inference.model import Trained
 from distcnn.inference.predictor import Predictor
 
 TOLERANCE = 1e-4  # between two probabilities
-_CUTS = (1, 7)  # the first batches' sizes; the rest comes in large ones: the batch's size must not be fixed
-_BATCH = 250
+_CUTS = (1, 7)  # where the first two, small batches end: a graph with a fixed batch size fails
+_BATCH = 250  # images of the further batches
 
 
 def given_images(trained: Trained, paths: Sequence[str], count: int) -> NDArray[np.uint8]:
-    """Decode at most `count` of a user's images → [n, S, S, 3]. Raises InputError."""
+    """Return at most `count` of the user's images, [n, S, S, 3]. Raises InputError."""
     problems: list[str] = []
     files = find_images(paths, problems)
     if problems:
@@ -29,7 +29,7 @@ def given_images(trained: Trained, paths: Sequence[str], count: int) -> NDArray[
     predictor = Predictor(trained)
     try:
         return np.stack([predictor.decode(file) for file in files[:count]])
-    except Exception as error:  # whatever Pillow raises
+    except Exception as error:  # Pillow raises many kinds on malformed files
         raise InputError(f"--images: not readable as images: {error}") from error
 
 
@@ -38,17 +38,17 @@ def run_images(trained: Trained, count: int) -> tuple[NDArray[np.uint8], str]:
     config = trained.config.data
     problems = [f"{', '.join(keys)}: {message}" for keys, message in sources.problems(trained.config)]
     if is_safetensors(trained.path):
-        problems = [f"{trained.path}: does not say which images it was tested on"]
+        problems = [f"{trained.path}: does not record which images it was tested on"]
     if problems:
         raise InputError([*problems, "give real images to verify the export on: --images PATH…"])
     data = sources.load(config, "test")
-    # Evenly: a folder's are sorted by class.
+    # Evenly spaced, because a folder's images are sorted by class.
     rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(np.int64)
     return np.ascontiguousarray(data.images[rows]), f"{config.source}, {'hold-out' if config.holdout else 'test'}"
 
 
 def probabilities(model: Exported, images: NDArray[np.uint8]) -> Tensor:
-    """Return those of all images, [n, classes], computed in batches of several sizes."""
+    """Return the probabilities of all images, [n, classes], computed in batches of several sizes."""
     cuts = [*_CUTS, *range(_BATCH, len(images), _BATCH)]
     parts = np.split(images, [cut for cut in cuts if cut < len(images)])
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def probabilities(model: Exported, images: NDArray[np.uint8]) -> Tensor:
 
 
 def check_difference(found: Tensor, expected: Tensor, name: str) -> float:
-    """Return the largest difference between two probabilities. Raises DistcnnError where it is too large, or NaN."""
+    """Return the largest absolute difference. Raises DistcnnError if it exceeds TOLERANCE or is NaN."""
     largest = float((found - expected).abs().max())
     if not largest <= TOLERANCE:
         raise DistcnnError(
