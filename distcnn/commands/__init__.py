@@ -1,9 +1,9 @@
-"""The commands, one file each: what of the command line it takes, and what it starts. No torch is imported for `-h`."""
+"""The commands, one file each: its options, and the work that it starts. `-h` imports no torch."""
 
 from distcnn.registry import Registry
 
-# A command is a function (parser) -> what runs it. Its docstring is the command's help, the first line the one in
-# `distcnn --help`; it adds arguments to the parser, and returns a function of the parsed options.
+# A command is a function that adds arguments to its parser and returns its handler, a function of the parsed options.
+# Its docstring is the command's help; `distcnn --help` shows the first line.
 COMMANDS = Registry(
     "commands",
     {

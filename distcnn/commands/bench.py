@@ -1,4 +1,4 @@
-"""`distcnn bench step CONFIG`: how fast a run's steps are, what takes their time, what the machine could do at best."""
+"""`distcnn bench step CONFIG`: the speed of a run's steps, their phases, and the machine's peak."""
 
 import json
 import os
@@ -14,26 +14,26 @@ EPILOG = """examples:
   distcnn bench step configs/cifar10_cnn.yaml --micro-batches --train.batch_size 2000
   torchrun --standalone --nproc_per_node=2 -m distcnn bench step configs/cifar10_cnn.yaml --train.threads 1
 
-Nothing is written and nothing evaluated. docs/performance.md says what each figure is.
+Nothing is written or evaluated. docs/performance.md explains each figure.
 """
 
 
 def bench(parser: Parser) -> Handler:
-    """Measure a run's training step, and the machine's best."""
+    """Measure a run's training step against the machine's peak."""
     parser.epilog, add = EPILOG, parser.add_argument
     add("what", choices=("step",), help="the training step")
     add("config", metavar="CONFIG.yaml", type=Path, help="the run")
     parser.add_settings()
     parser.set_defaults(problems=[])
-    add("--steps", type=positive_int, default=20, metavar="N", help="measured steps; default: 20")
-    add("--warmup", type=natural_int, default=3, metavar="N", help="steps before them; default: 3")
-    add("--micro-batches", action="store_true", help="try sizes of train.micro_batch, and name the fastest")
+    add("--steps", type=positive_int, default=20, metavar="N", help="steps to measure; default: 20")
+    add("--warmup", type=natural_int, default=3, metavar="N", help="steps before the measurement; default: 3")
+    add("--micro-batches", action="store_true", help="try several train.micro_batch, and name the fastest")
     add_json(parser)
     return run
 
 
 def run(options: Options) -> None:
-    """Measure and, on rank 0, print. Raises InputError."""
+    """Measure and, on rank 0, print the figures. Raises InputError."""
     world = world_from(os.environ)
     settings = load_settings(options.config, options.settings, options.problems)
     from distcnn.bench.step import checked_config, measure_step

@@ -1,4 +1,4 @@
-"""`distcnn complete SHELL`: what makes a shell complete commands, options, the config's keys and their choices."""
+"""`distcnn complete SHELL`: a completion script for commands, options, the config's keys and their choices."""
 
 from distcnn.commands.parser import Handler, Options, Parser, command_parsers
 from distcnn.config.keys import documented_keys
@@ -27,14 +27,14 @@ complete -o default -F _distcnn distcnn
 
 
 def complete(parser: Parser) -> Handler:
-    """Print a script for completion in bash or zsh."""
+    """Print a completion script for bash or zsh."""
     parser.epilog = EPILOG
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh"), help="bash or zsh")
     return run
 
 
 def run(options: Options) -> None:
-    """Print it. Keys that take one of a few words are completed with these; elsewhere it is files."""
+    """Print the script. Options with a fixed set of choices are completed with these, all others with file names."""
     keys = {f"--{key}": kind.split("|") if "|" in kind else [] for key, kind, *_ in documented_keys()}
     flags, choices = dict[str, list[str]](), {key: words for key, words in keys.items() if words}
     for name, parser in command_parsers():

@@ -1,4 +1,4 @@
-"""The parser of every command: argparse's, but what is wrong is collected, and raised as all bad input is."""
+"""The parser of every command: argparse's, but it collects all problems and raises them as one InputError."""
 
 import argparse
 import difflib
@@ -17,7 +17,7 @@ Handler = Callable[[Options], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that neither prints usage nor exits for bad input: `parse` raises InputError with all of it."""
+    """An ArgumentParser that does not print usage and exit: `parse` raises InputError with all problems."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -27,22 +27,22 @@ class Parser(argparse.ArgumentParser):
         self.takes_settings = self.lists_keys = False
 
     def add_settings(self, *, list_keys: bool = False) -> None:
-        """Take `--section.key value` too, as `options.settings`: a list of words for Settings.read_arguments.
+        """Accept `--section.key value` as well, as `options.settings`: a list of words for Settings.read_arguments.
 
-        Called after the positional arguments have been added. `list_keys`: the help names each key.
+        To be called after the positional arguments are added. With `list_keys`, the help lists all keys.
         """
         self.takes_settings, self.lists_keys = True, list_keys
         where = "below" if list_keys else "listed by `distcnn train --help`"
-        text = f"set a key of the config, in place of what the file says; the keys are {where}"
+        text = f"set a key of the config, overriding the file; the keys are {where}"
         self.add_argument("settings", nargs="*", default=[], metavar="--section.key value", help=text)
 
     def parse(self, words: Sequence[str]) -> Options:
         """Return the options. Raises InputError with every problem found.
 
-        Options that set a default for `problems`, a list, find more by themselves: values that are wrong, and options
-        that are misspelt, are added to it instead.
+        A command that looks for further problems sets a default for `problems`, a list: the parser's problems are put
+        there, and not raised.
         """
-        own, settings = self._parted(words)
+        own, settings = self._split(words)
         options, further = self.parse_known_args(own)
         if self.takes_settings:
             options.settings = [*options.settings, *(word for word in further if not _is_option(word)), *settings]
@@ -58,15 +58,15 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def flags(self) -> dict[str, argparse.Action]:
-        """Return what can be given by name: `--json` and the like."""
+        """Return the optional arguments by name, such as `--json`."""
         return dict(self._option_string_actions)
 
     def positionals(self) -> list[argparse.Action]:
-        """Return what is told by its place."""
+        """Return the positional arguments."""
         return list(self._get_positional_actions())
 
-    def _parted(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """(the words that argparse is to see, settings), without misspelt options, which are noted as problems."""
+    def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return (the words for argparse, the settings); misspelt options are noted as problems and dropped."""
         own, settings, rest = list[str](), list[str](), list(words)
         while rest:
             word = rest.pop(0)
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         return own, settings
 
     def _nearest(self, flag: str) -> str | None:
-        """The own option that was probably meant, if it is more similar than every key of the config."""
+        """Return the command's option that is most similar, if it is more similar than every key of the config."""
         keys: Iterable[str] = ()
         if self.takes_settings:
             keys = [f"--{key}" for key in (*KEYS, *SECTIONS)]
@@ -98,15 +98,15 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {near}?" if near else f"; `{self.prog} --help` lists all"
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError for what argparse gives up at."""
+        """Raise InputError for an error that stops argparse."""
         raise InputError([*self.problems, f"{self.prog}: {message}; see {self.prog} --help"])
 
     def format_help(self) -> str:
-        """Return argparse's help, and the config's keys after it where the command lists them."""
+        """Return argparse's help, followed by the config's keys if the command lists them."""
         return super().format_help() + (f"\n{documented_keys()}" if self.lists_keys else "")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """Convert one value; go on with the text itself where it is wrong, to find what else is."""
+        """Convert one value; if that fails, note the problem and continue with the text, to find further problems."""
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
@@ -125,7 +125,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def command_parser(name: str) -> Parser:
-    """Return the parser of a command, and with it what runs it. Raises InputError where it cannot be imported."""
+    """Return a command's parser, with its handler as `run`. Raises InputError if the command cannot be imported."""
     command = COMMANDS.load(name)
     parser = Parser(f"distcnn {name}", description=inspect.getdoc(command))
     parser.run = command(parser)
@@ -133,16 +133,16 @@ def command_parser(name: str) -> Parser:
 
 
 def command_parsers() -> Iterator[tuple[str, Parser]]:
-    """Yield each command's name and parser; of an installed package that is broken, one that says so."""
+    """Yield each command's name and parser; for a command that cannot be imported, one whose help says so."""
     for name in COMMANDS.names():
         try:
             yield name, command_parser(name)
-        except Exception as error:  # whatever a foreign package raises
+        except Exception as error:  # a plug-in may raise anything
             yield name, Parser(f"distcnn {name}", description=f"cannot be used: {error}")
 
 
 def documented_keys() -> str:
-    """Return a text that names every key of the config, its type, default and meaning."""
+    """Return the help on every key of the config: its type, default and meaning."""
     lines = [
         f"  {key} <{kind}> = {default}\n      {description}\n" for key, kind, default, description in config_keys()
     ]
@@ -150,7 +150,7 @@ def documented_keys() -> str:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument's type: a whole number that is not below `least`."""
+    """Return an argument type: an integer of at least `least`."""
 
     def whole_number(text: str) -> int:
         try:
@@ -168,7 +168,7 @@ positive_int, natural_int = at_least(1), at_least(0)
 
 
 def positive_float(text: str) -> float:
-    """Convert an argument to a number above 0."""
+    """Convert an argument to a positive, finite number."""
     try:
         number = float(text)
     except ValueError:
@@ -179,7 +179,7 @@ def positive_float(text: str) -> float:
 
 
 def add_model(parser: Parser) -> None:
-    """Add the argument `model`: whatever `load_model` takes."""
+    """Add the argument `model`, for `load_model`."""
     parser.add_argument("model", metavar="MODEL", help="a run folder, a checkpoint, or a model.safetensors")
 
 
@@ -191,7 +191,7 @@ def add_views(parser: Parser) -> None:
 
 
 def add_json(parser: Parser, text: str = "print one JSON object as the last line") -> None:
-    """Add `--json`, for other programs."""
+    """Add `--json`, for machine-readable output."""
     parser.add_argument("--json", action="store_true", help=text)
 
 

@@ -1,4 +1,4 @@
-"""`distcnn predict MODEL PATH…`: the most probable classes of images."""
+"""`distcnn predict MODEL PATH…`: classify images."""
 
 import os
 from pathlib import Path
@@ -14,19 +14,19 @@ EPILOG = """examples:
   distcnn predict model.safetensors photos/ --format jsonl | jq .
   torchrun --standalone --nproc_per_node=4 -m distcnn predict runs/digits photos/ --format jsonl --output found.jsonl
 
-Images are turned upright, resized, cropped and normalised as in the model's training, and its precision and views are
-used. Unreadable ones are named and left out; the exit code is then 1.
+Images are turned upright, resized, cropped and normalised as in the model's training, with its precision and test-time
+augmentation. Unreadable images are named and left out; the exit code is then 1.
 """
 
 
 def predict(parser: Parser) -> Handler:
-    """Name the most probable classes of images."""
+    """Predict the most probable classes of images."""
     parser.epilog, add = EPILOG, parser.add_argument
     add_model(parser)
     add("paths", metavar="PATH", nargs="+", help="images, folders of images, or patterns such as 'photos/*.jpg'")
     add("--top", type=positive_int, default=5, metavar="K", help="the K most probable classes; default: 5")
-    add("--format", choices=tuple(WRITERS), default="table", help="of the output; default: table")
-    add("--output", metavar="FILE", help="instead of stdout")
+    add("--format", choices=tuple(WRITERS), default="table", help="output format; default: table")
+    add("--output", metavar="FILE", help="write to FILE instead of stdout")
     add("--batch-size", type=positive_int, default=256, metavar="N", help="images per forward; default: 256")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add_views(parser)
@@ -35,11 +35,11 @@ def predict(parser: Parser) -> Handler:
 
 
 def run(options: Options) -> None:
-    """Predict and, on rank 0, print or write. Raises InputError, and DistcnnError where images could not be read."""
+    """Predict and, on rank 0, print or write the classes. Raises InputError, and DistcnnError for unreadable images."""
     problems: list[str] = options.problems
     output = Path(options.output) if options.output else None
     if output and not output.absolute().parent.is_dir():
-        problems.append(f"--output {output}: no such folder; make it first")
+        problems.append(f"--output {output}: no such folder; create it first")
     from distcnn.inference.images import find_images
 
     paths = find_images(options.paths, problems)

@@ -1,4 +1,4 @@
-"""`distcnn report RUN [RUN …]`: one HTML file about one run, or about several side by side."""
+"""`distcnn report RUN [RUN …]`: one HTML file about a run, or comparing several."""
 
 import sys
 from pathlib import Path
@@ -11,22 +11,26 @@ EPILOG = """examples:
   distcnn report runs/simple_cnn                       writes runs/simple_cnn/report.html
   distcnn report runs/a runs/b runs/c --output abc.html
 
-The file opens from the disk and asks nothing of the network. A training writes its own when it ends, unless
-tracking.report is false; of one that is still running, or has died, it shows what has been logged. What is damaged is
-named in it and left out.
+The file is self-contained and makes no network requests. A training writes its report when it ends, unless
+tracking.report is false; for a run that is still running or has died, the report shows what has been logged so far.
+Damaged data is named in it and left out.
 """
 
 
 def report(parser: Parser) -> Handler:
-    """Write one HTML file about a run, or about several side by side."""
+    """Write one HTML file about a run, or comparing several."""
     parser.epilog, add = EPILOG, parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folders")
-    add("--output", metavar="FILE", help="default: report.html in the run's folder; of several runs, in this one")
+    add(
+        "--output",
+        metavar="FILE",
+        help="default: report.html in the run's folder; for several runs, in the current one",
+    )
     return run
 
 
 def run(options: Options) -> None:
-    """Write the report, and print where it is. Raises InputError."""
+    """Write the report, and print its path and size. Raises InputError."""
     from distcnn.report.page import missing, write_page
 
     folders = [Path(folder) for folder in dict.fromkeys(options.runs)]

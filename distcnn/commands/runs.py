@@ -17,13 +17,13 @@ from distcnn.text import printable
 EPILOG = """examples:
   distcnn runs                                          the newest first
   distcnn runs --sort accuracy --top 10
-  distcnn runs --state failed died                      and why
+  distcnn runs --state failed died                      with the reasons
   distcnn runs sweeps/ --name 'resnet*' --where train.batch_size=128 --show optim.lr model.name
   distcnn runs --json | jq .
 
-States: running; done; preempted (a scheduler's signal; start it again with --checkpoint.resume auto); interrupted
-(Ctrl-C); failed; died (it has no end, and no process holds it: killed, or its machine went away); unreadable (its log
-is). What else of a run is damaged stands under why.
+States: running; done; preempted (by a scheduler's signal; start it again with --checkpoint.resume auto); interrupted
+(by Ctrl-C); failed; died (it logged no end, and no process holds its lock: it was killed, or its host was lost);
+unreadable (its log is damaged). The column why gives reasons, and names other damage.
 """
 COLUMNS = ("name", "state", "step", "steps", "accuracy", "best", "loss", "images_per_s", "updated", "why")
 
@@ -33,11 +33,11 @@ def runs(parser: Parser) -> Handler:
     parser.epilog, add = EPILOG, parser.add_argument
     add("folder", metavar="FOLDER", nargs="?", default="runs", help="default: runs")
     add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")
-    add("--reverse", action="store_true", help="the other way round")
-    add("--state", nargs="+", default=[], choices=get_args(State), metavar="STATE", help="only those")
-    add("--name", default="*", metavar="PATTERN", help="only those, such as 'resnet*'")
-    add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only those with these settings")
-    add("--show", nargs="+", default=[], metavar="KEY", help="settings as further columns")
+    add("--reverse", action="store_true", help="reverse the order")
+    add("--state", nargs="+", default=[], choices=get_args(State), metavar="STATE", help="only runs in these states")
+    add("--name", default="*", metavar="PATTERN", help="only runs with such names, as 'resnet*'")
+    add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only runs with these settings")
+    add("--show", nargs="+", default=[], metavar="KEY", help="settings to show as additional columns")
     add("--top", type=positive_int, metavar="N", help="only the first N")
     add_json(parser, "print a list of objects instead of the table")
     parser.set_defaults(problems=[])
@@ -51,7 +51,7 @@ def run(options: Options) -> None:
     try:
         paths = sorted(folder.iterdir())
     except FileNotFoundError:
-        problems.append(f"{folder}: no such folder; runs lie in the config's output_dir")
+        problems.append(f"{folder}: no such folder; runs are in the config's output_dir")
     except OSError as error:
         problems.append(f"{folder}: {error.strerror}; give a folder that can be read")
     wanted: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def run(options: Options) -> None:
         if not equals or key not in KEYS:
             problems.append(f"--where {text}: should be KEY=VALUE with a key of the config, such as optim.lr=0.1")
         wanted[key] = value
-    problems += [f"--show {key}: no key of the config, such as optim.lr" for key in options.show if key not in KEYS]
+    problems += [f"--show {key}: not a key of the config, such as optim.lr" for key in options.show if key not in KEYS]
     columns = [*COLUMNS, *options.show]
     if options.sort not in columns:
         problems.append(f"--sort {options.sort}: should be one of {', '.join(columns)}")
@@ -85,11 +85,11 @@ def run(options: Options) -> None:
         print_rows(rows, options.show, folder)
     if unknown:
         names = ", ".join(map(printable, unknown))
-        print(f"warning: --where leaves out {names}: without a config that can be read", file=sys.stderr)
+        print(f"warning: --where leaves out {names}: no readable config", file=sys.stderr)
 
 
 def _histories(paths: Iterable[Path]) -> Iterator[History]:
-    """Of what is a run among these paths, and has not been removed meanwhile."""
+    """Yield the history of each path that is a run and has not been removed meanwhile."""
     for path in paths:
         try:
             yield read_history(path)

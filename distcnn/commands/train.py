@@ -1,4 +1,4 @@
-"""`distcnn train CONFIG`: train and evaluate as a YAML file says."""
+"""`distcnn train CONFIG`: train and evaluate a run."""
 
 import os
 from pathlib import Path
@@ -11,16 +11,16 @@ from distcnn.distributed.world import world_from
 
 
 def train(parser: Parser) -> Handler:
-    """Train and evaluate as a YAML file says."""
+    """Train and evaluate a run from a YAML config."""
     parser.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the run")
-    parser.add_argument("-q", "--quiet", action="store_true", help="the same as --tracking.console false")
+    parser.add_argument("-q", "--quiet", action="store_true", help="same as --tracking.console false")
     parser.add_settings(list_keys=True)
     parser.set_defaults(problems=[])
     return run
 
 
 def run(options: Options) -> None:
-    """Train, as one of the ranks that a launcher has started. Raises DistcnnError."""
+    """Train, as one of the launcher's ranks. Raises DistcnnError."""
     with catching_signals(end_at_once) as signal:
         world = world_from(os.environ)
         settings = load_settings(options.config, options.settings, options.problems)

@@ -1,4 +1,4 @@
-"""`distcnn trials CONFIG -n N [--vs CONFIG2]`: the same config over N seeds, and whether another one is better."""
+"""`distcnn trials CONFIG -n N [--vs CONFIG2]`: repeat a run over N seeds; compare two configs."""
 
 import argparse
 import json
@@ -14,21 +14,21 @@ EPILOG = """examples:
   distcnn trials configs/digits.yaml -n 5
   distcnn trials configs/a.yaml -n 5 --vs configs/b.yaml --train.duration 20ep
   distcnn trials configs/a.yaml -n 16 --slurm --gpus-per-node 1 --time 01:00:00
-  distcnn trials configs/a.yaml -n 16                  afterwards: runs what is left, and adds it all up
+  distcnn trials configs/a.yaml -n 16                  afterwards: runs the remaining trials, and summarises all
 
-Trial i is an ordinary run, NAME-seed<i>, with --seed i: one at a time on each GPU that CUDA_VISIBLE_DEVICES leaves, or
-one on the CPU; --parallel K shares them. Started again, finished trials are kept and others go on from their
-checkpoints. The table is kept as NAME-trials.json and NAME-trials.html beside the runs.
+Trial i is an ordinary run, NAME-seed<i>, with --seed i. Each GPU in CUDA_VISIBLE_DEVICES, or else the CPU, runs one
+trial at a time; --parallel K runs K at once on these. If the command is repeated, finished trials are kept and the
+others resume from their checkpoints. The results are written as NAME-trials.json and NAME-trials.html beside the runs.
 """
 
 
 def trials(parser: Parser) -> Handler:
-    """Train the same run over N seeds, or two to compare them."""
+    """Repeat a run over N seeds; compare two configs."""
     parser.epilog, add = EPILOG, parser.add_argument
     add("config", metavar="CONFIG.yaml", help="the run")
     add("-n", type=positive_int, required=True, metavar="N", help="number of seeds")
-    add("--vs", metavar="CONFIG2.yaml", help="a run to be compared with, over the same seeds")
-    add("--first-seed", type=natural_int, default=0, metavar="S", help="default: 0")
+    add("--vs", metavar="CONFIG2.yaml", help="a run to compare with, over the same seeds")
+    add("--first-seed", type=natural_int, default=0, metavar="S", help="the lowest seed; default: 0")
     add("--parallel", type=positive_int, metavar="K", help="trials at once; default: one per GPU, or one on the CPU")
     add("--slurm", action="store_true", help="submit a job array instead, as distcnn slurm does")
     add_json(parser)
@@ -39,7 +39,7 @@ def trials(parser: Parser) -> Handler:
 
 
 def run(job: list[argparse.Action], options: Options) -> None:
-    """Run what is missing, print and keep the table. Raises InputError, StoppedError or DistcnnError."""
+    """Run the missing trials, print and write the results. Raises InputError, StoppedError or DistcnnError."""
     problems: list[str] = options.problems
     if needs := missing("trials", "scipy", "plotly"):
         problems.append(f"distcnn trials: {needs}")

@@ -146,7 +146,7 @@ def test_what_where_cannot_judge_is_named(tmp_path, capsys):
     assert main(["runs", str(tmp_path), "--where", "seed=7", "--json"]) == 0
     out, err = capsys.readouterr()
     assert [row["name"] for row in json.loads(out)] == ["good"]
-    assert err == "warning: --where leaves out bad: without a config that can be read\n"
+    assert err == "warning: --where leaves out bad: no readable config\n"
 
 
 def test_what_is_no_run_is_no_row(tmp_path, capsys):
