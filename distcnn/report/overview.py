@@ -1,4 +1,4 @@
-"""The page's text on a single run: headlines, events, environment."""
+"""What the page says of one run besides its figures: headlines, events, environment."""
 
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -8,7 +8,7 @@ from distcnn.text import plural
 
 
 def headlines(run: History) -> list[tuple[str, str, str]]:
-    """Return (title, number, note) for each card at the top."""
+    """Return (what, its number, what is written beside it) for each card at the top."""
     found = []
     plan, best = run.plan, run.best
     if best is not None:
@@ -17,16 +17,16 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
         if best["accuracy"] > last["accuracy"]:
             found.append(("best", f"{best['accuracy']:.2%}", f"after step {best['step']:,}"))
         if last.get("loss") is not None:
-            found.append((f"{last.get('split', 'test')} loss", f"{last['loss']:.4f}", "nats per image"))
+            found.append((f"{last.get('split', 'test')} loss", f"{last['loss']:.4f}", "nats an image"))
     done = f"of {plan['steps']:,}" if "steps" in plan else ""
     found.append(("steps", f"{run.step:,}", done))
     if run.images_per_s is not None:
-        found.append(("images/s", f"{run.images_per_s:,.0f}", "over all ranks, median"))
+        found.append(("images/s", f"{run.images_per_s:,.0f}", "of all ranks, median"))
     events = [record for record in run.of("event") if "time" in record]
     if len(events) > 1:
         span = timedelta(seconds=round(events[-1]["time"] - events[0]["time"]))
         resumed = len(run.starts) - 1
-        found.append(("time", f"{span}", f"with {plural(resumed, 'resume')}" if resumed else ""))
+        found.append(("time", f"{span}", f"{plural(resumed, 'resume')} within" if resumed else ""))
     if {"world_size", "device", "parameters"} <= plan.keys():
         ranks = f"{plural(plan['world_size'], 'rank')}, {plan['device']}"
         found.append(("parameters", f"{plan['parameters']:,}", ranks))
@@ -34,14 +34,14 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
 
 
 def event(record: dict[str, Any]) -> tuple[str, int, str, str]:
-    """Return (time, step, event, message) of an event record."""
+    """Return (time, step, what happened, message) of an event's record."""
     when = datetime.fromtimestamp(record["time"], timezone.utc) if "time" in record else None
     text = f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else "–"
     return text, record["step"], str(record["event"]).replace("_", " "), str(record.get("message", ""))
 
 
 def environment(run: History) -> list[tuple[str, str]]:
-    """Return the environment and the plan of the run's last start, as (key, value)."""
+    """Return where and how the run was started the last time, and its plan, as (key, value)."""
     known = {key: value for key, value in run.environment.items() if key not in ("plan", "versions")}
     plan = {key: value for key, value in run.plan.items() if key != "forward_flops"}
     versions = run.environment.get("versions", {})

@@ -248,7 +248,7 @@ def test_predictions_come_back_as_they_were(tmp_path):
         ({"labels": np.zeros(3, np.int64)}, "for 3 images"), ({"mistakes": np.array([9])}, "beyond the 4"),
         ({"thumbnails": np.zeros((2, 4, 4, 3), np.uint8)}, "thumbnails of shape"),
         ({"thumbnails": np.zeros((1, 4, 4), np.uint8)}, "thumbnails of shape"), ({"files": np.array(["a", "b"])}, "thumbnails"),
-        ({"best": KEPT.best + 5}, "of other classes"),
+        ({"best": KEPT.best + 5}, "are not those of the run"),
     ],
 )  # fmt: skip
 def test_predictions_that_do_not_fit_cost_a_sentence(tmp_path, changes, said):
@@ -256,7 +256,7 @@ def test_predictions_that_do_not_fit_cost_a_sentence(tmp_path, changes, said):
     np.savez(folder / "predictions.npz", **vars(KEPT) | {"files": np.array(KEPT.files)} | changes)
     text = page([read_history(folder)])
     assert said in text
-    assert "The most confident mistakes" not in text
+    assert "The most confident errors" not in text
 
 
 def test_predictions_are_not_unpacked_to_any_size(tmp_path):
