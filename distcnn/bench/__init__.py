@@ -1,1 +1,1 @@
-"""What is behind `distcnn bench`."""
+"""The measurements of `distcnn bench`."""

@@ -1,6 +1,6 @@
-"""Measures training steps, the very ones of a run: their rate, phases and FLOPs, and what the machine could do at best.
+"""Measure a run's training steps (images/s, phases, FLOPs) and the machine's peak.
 
-Everything here is called on all ranks alike, inside the process group.
+Everything here is a collective: called on all ranks, inside the process group.
 """
 
 import itertools
@@ -30,14 +30,14 @@ from distcnn.training.loop import train_step
 from distcnn.training.run import Run
 
 PHASES = ("data", "forward", "backward", "gradient sync", "statistics", "optimizer", "agreement")
-_BLOCK = 5  # counted steps between two changes from the loader to the fixed batch and back
+_BLOCK = 5  # measured steps on the loader, and then on the fixed batch
 
 
 class Stopwatch(Watch):
-    """Takes the time of each phase of a step, in the place of the Watchdog; nothing waits for the device meanwhile.
+    """Measure the phases of each step, in place of the Watchdog, without synchronising with the device.
 
-    On CUDA the marks are events on the current stream, so that a phase is the time from its first kernel to the next
-    phase's first one, wherever the host is by then.
+    On CUDA the marks are events on the current stream, so a phase is the time from its first kernel to the first kernel
+    of the next phase, however far ahead the host is.
     """
 
     def __init__(self, device: torch.device):
@@ -45,16 +45,16 @@ class Stopwatch(Watch):
         self.marks: list[tuple[str, Mark]] = []
 
     def start(self) -> None:
-        """Forget all phases; the device is idle."""
+        """Forget all phases and wait until the device is idle."""
         self.marks.clear()
         wait(self.device)
 
     def enter(self, phase: str) -> None:
-        """Something else begins."""
+        """Begin a phase."""
         self.marks.append((phase, mark(self.device)))
 
     def seconds(self) -> Tensor:
-        """[steps, phases] float64, in the order of PHASES; ends the last phase. A step ends with its "agreement"."""
+        """End the last phase; return [steps, phases] float64, in the order of PHASES. A step ends with "agreement"."""
         self.enter("")
         wait(self.device)
         rows = [[0.0] * len(PHASES)]
@@ -66,22 +66,22 @@ class Stopwatch(Watch):
 
 
 class FixedRate(Schedule):
-    """One learning rate at every step."""
+    """The same learning rate at every step."""
 
     def __init__(self, rate: float):
         self.rate = rate
 
     def lr_at(self, step: int) -> float:  # noqa: ARG002
-        """Return it."""
+        """Return the rate."""
         return self.rate
 
 
 class Steps:
-    """The steps of a Run without an end, as `fit` makes them; but the learning rate is 0.
+    """An endless sequence of a Run's training steps, as in `fit`, but with learning rate 0.
 
-    So the weights stay as they were initialised (Muon's fixed norm aside), and what is timed neither drifts nor
-    diverges; the optimizer does the same work. The config has to drop each epoch's last, smaller batch: all steps are
-    of one size.
+    The weights therefore keep their initial values (except for Muon's fixed norm), and the timing neither drifts nor
+    diverges, while the optimizer does the same work. The config must drop each epoch's last, smaller batch, so that all
+    steps have the same size.
     """
 
     def __init__(self, run: Run):
@@ -97,16 +97,17 @@ class Steps:
             yield from self.run.loader.epoch(epoch)
 
     def batches(self) -> list[Batch]:
-        """This rank's micro-batches of the next step."""
+        """Return this rank's micro-batches of the next step."""
         return list(itertools.islice(self.stream, self.run.plan.accumulation))
 
     def step(self) -> Tensor:
-        """One on the loader's batches; see `train_step`."""
+        """Run one step on the loader's batches; see `train_step`."""
         return train_step(self.run, self.stream)
 
     def seconds(self, steps: int, batches: Iterable[Batch] | None = None) -> Tensor:
-        """Seconds of each step and phase, [steps, phases] float64, mean over the ranks; of `batches`, repeated, or
-        of the loader's.
+        """Run steps on `batches`, repeated, or on the loader's; return their seconds, [steps, phases] float64.
+
+        The seconds are means over the ranks.
         """
         stream = self.stream if batches is None else itertools.cycle(batches)
         self.watch.start()
@@ -117,13 +118,13 @@ class Steps:
         return stack_ranks(self.watch.seconds().to(self.run.device)).mean(dim=0).cpu()
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         self.run.statistics.close()
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of n numbers."""
+    """Median and range of n numbers."""
 
     median: float
     min: float
@@ -132,37 +133,37 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Raises ValueError for none."""
+        """Summarise at least one value. Raises ValueError if there is none."""
         known = list(values)
         return cls(statistics.median(known), min(known), max(known), len(known))
 
 
-def rates(seconds: Tensor, images: int) -> Spread:
-    """Images a second of steps [steps, phases] of so many images each."""
+def images_per_s(seconds: Tensor, images: int) -> Spread:
+    """Return the images/s of steps of `images` images each, from their seconds [steps, phases]."""
     return Spread.of((images / seconds.sum(dim=1)).tolist())
 
 
 def alternate(steps: Steps, fixed: list[Batch], count: int, warmup: int) -> tuple[Tensor, Tensor, float]:
-    """Seconds [count, phases] of steps on the loader's batches, of as many on one fixed batch that lies in memory,
-    and how near the first come to the second: the median over pairs of neighbouring blocks of fixed time / time.
+    """Return the seconds [count, phases] of steps on the loader's batches and on one fixed batch, and their ratio.
 
-    The machine's speed may change while this runs, so the two take turns. A block's first step, which finds the
-    caches as the other left them, is not counted.
+    The ratio, the loader's efficiency, is the median of fixed / loader over pairs of neighbouring blocks: the two
+    alternate in blocks, because the machine's speed may change meanwhile. A block's first step is not counted, because
+    it finds the caches as the other kind of step left them.
     """
-    loaded, repeated, nearness = [], [], []
+    loaded, repeated, efficiency = [], [], []
     steps.seconds(warmup)
     for begin in range(0, count, _BLOCK):
         size = min(_BLOCK, count - begin)
         loaded.append(steps.seconds(size + 1)[1:])
         repeated.append(steps.seconds(size + 1, fixed)[1:])
-        nearness.append(float(repeated[-1].sum(dim=1).median() / loaded[-1].sum(dim=1).median()))
-    return torch.cat(loaded), torch.cat(repeated), statistics.median(nearness)
+        efficiency.append(float(repeated[-1].sum(dim=1).median() / loaded[-1].sum(dim=1).median()))
+    return torch.cat(loaded), torch.cat(repeated), statistics.median(efficiency)
 
 
 def count_flops(steps: Steps, fixed: list[Batch]) -> int:
-    """FLOPs of one step over all ranks: forward and backward of convolutions and products, 2 a multiply-add.
+    """Return the FLOPs of one step over all ranks: forward and backward of convolutions and matrix products.
 
-    Not the optimizer's, Muon's products for example: each rank repeats those.
+    A multiply-add counts 2. The optimizer's, such as Muon's products, are not included: each rank repeats those.
     """
     marks: list[int] = []
     with (
@@ -175,16 +176,16 @@ def count_flops(steps: Steps, fixed: list[Batch]) -> int:
 
 
 def lost_layouts(steps: Steps, fixed: list[Batch]) -> list[str]:
-    """Where the channels_last layout is lost in a step; see layout_audit."""
+    """Return where a step loses the channels_last layout; see layout_audit."""
     with torch.compiler.set_stance("force_eager"), layout_audit(steps.run.engine.compute_model) as lost:
         steps.seconds(1, fixed)
     return lost
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, seconds: float = 1.0) -> float:
-    """FLOP/s of the best of several products of two square matrices, all ranks computing at once, summed over them.
+    """Return the FLOP/s of the fastest of several square matrix products, on all ranks at once, summed over the ranks.
 
-    2048×2048 on the CPU; 8192×8192 on CUDA, where smaller ones do not reach the peak. `train.tf32` holds here too.
+    2048×2048 on the CPU; 8192×8192 on CUDA, where smaller ones do not reach the peak. `train.tf32` applies here too.
     """
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -195,7 +196,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, se
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         wait(device)
-        if i > 0:  # the first one only warms up
+        if i > 0:  # the first one is a warm-up
             best = min(best, time.perf_counter() - start)
         if i > 1 and time.perf_counter() - begun > seconds:
             break
@@ -203,7 +204,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 10, se
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, the most of any rank: on CUDA allocated for tensors, on the CPU resident since the process began."""
+    """Return the maximum over the ranks, in bytes: on CUDA, allocated for tensors; on the CPU, resident."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -212,8 +213,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def micro_batch_sizes(share: int, least: int = 16) -> list[int]:
-    """Sizes worth a try for a rank's `share` of the global batch: its divisors from `least` on, not too near to
-    each other, in rising order.
+    """Return sizes to try for a rank's `share` of the global batch, in ascending order.
+
+    They are divisors of it from `least` on, each at least 1.5 times the previous one.
     """
     sizes = [share]
     for size in range(share - 1, least - 1, -1):
@@ -223,9 +225,9 @@ def micro_batch_sizes(share: int, least: int = 16) -> list[int]:
 
 
 def try_micro_batches(run: Run, rounds: int = 5) -> dict[int, Spread]:
-    """Images a second for each size of micro-batch, in `rounds` turns through all of them, two steps each.
+    """Return the images/s of each micro-batch size, measured in `rounds` rounds over all sizes, two steps each.
 
-    Each turn trains a copy of the model with everything built anew, so that none inherits another's state or memory.
+    Each measurement trains a copy of the model with everything rebuilt, so none inherits another's state or memory.
     """
     plan = run.plan
     share = plan.batch_size // plan.world_size
@@ -235,11 +237,11 @@ def try_micro_batches(run: Run, rounds: int = 5) -> dict[int, Spread]:
         for size in sizes:
             with closing(Steps(_by_micro_batches(run, size))) as steps:
                 seconds[size].append(steps.seconds(3)[1:])
-    return {size: rates(torch.cat(seconds[size]), plan.batch_size) for size in sizes}
+    return {size: images_per_s(torch.cat(seconds[size]), plan.batch_size) for size in sizes}
 
 
 def _by_micro_batches(run: Run, size: int) -> Run:
-    """The same run with micro-batches of another size, a model and an optimizer of its own; nothing else is built."""
+    """Return a copy of the run with another micro-batch size and its own model and optimizer."""
     share = run.plan.batch_size // run.plan.world_size
     tried = copy(run)
     tried.plan = replace(run.plan, micro_batch=size, accumulation=share // size)

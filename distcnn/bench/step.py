@@ -1,4 +1,4 @@
-"""All that `distcnn bench step` measures: the steps of a run, and what the machine could do at best."""
+"""Everything that `distcnn bench step` measures: the steps of a run, and the machine's peak."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,9 +12,9 @@ from distcnn.bench.measure import (
     alternate,
     count_flops,
     gemm_peak,
+    images_per_s,
     lost_layouts,
     peak_memory,
-    rates,
     try_micro_batches,
 )
 from distcnn.config.schema import CheckpointConfig, Config
@@ -30,16 +30,16 @@ def checked_config(settings: Settings, world: World, *, micro_batches: bool) -> 
     config = checked(settings, world)
     if micro_batches and config.model.compile:
         raise InputError(
-            "--micro-batches, model.compile = true: each size would be compiled anew; try sizes one by one"
+            "--micro-batches, model.compile = true: each size would be compiled again; try sizes one by one"
         )
     return config
 
 
 def measure_step(config: Config, world: World, steps: int, warmup: int, *, micro_batches: bool) -> dict[str, Any]:
-    """Measure it as configured; return what `distcnn bench step --json` prints, on all ranks alike."""
-    # From the start, and each step of the same size.
+    """Measure the run as configured; return what `distcnn bench step --json` prints. A collective."""
+    # Never resumed, and all steps of the same size.
     config = replace(config, checkpoint=CheckpointConfig(), train=replace(config.train, drop_last=True))
-    trained = Run(config, world)  # its StopRequest hears no signal: its exchange between the ranks is a part of a step
+    trained = Run(config, world)  # its StopRequest gets no signal, but its all-reduce is part of a step
     device, plan, precision = trained.device, trained.plan, config.train.precision
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if precision == "fp16":
@@ -52,14 +52,14 @@ def measure_step(config: Config, world: World, steps: int, warmup: int, *, micro
         fixed = made.batches()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        loaded, repeated, nearness = alternate(made, fixed, steps, warmup)
+        loaded, repeated, efficiency = alternate(made, fixed, steps, warmup)
         memory = peak_memory(device)
         peaks.append({kind: gemm_peak(device, dtype) for kind, dtype in dtypes.items()})
         flops = count_flops(made, fixed)
         lost = lost_layouts(made, fixed) if config.model.channels_last else None
     peak = {kind: max(once[kind] for once in peaks) for kind in dtypes}
     phases = loaded.median(dim=0).values
-    rate = rates(loaded, plan.batch_size)
+    rate = images_per_s(loaded, plan.batch_size)
     seconds = Spread.of(loaded.sum(dim=1).tolist())
     return {
         "model": config.model.name,
@@ -81,8 +81,8 @@ def measure_step(config: Config, world: World, steps: int, warmup: int, *, micro
             name: {"s": one, "share": one / float(phases.sum())}
             for name, one in zip(PHASES, phases.tolist(), strict=True)
         },
-        "fixed_batch_images_per_s": asdict(rates(repeated, plan.batch_size)),
-        "of_fixed_batch": nearness,
+        "fixed_batch_images_per_s": asdict(images_per_s(repeated, plan.batch_size)),
+        "of_fixed_batch": efficiency,
         "step_flops": flops,
         "gemm_flops_per_s": peak,
         "utilisation": flops / plan.batch_size * rate.median / peak[precision.removesuffix("-master")],

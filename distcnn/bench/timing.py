@@ -1,4 +1,4 @@
-"""Points in time on a device's own clock: to take one waits for nothing."""
+"""Timestamps on a device's own clock, taken without synchronising."""
 
 import time
 
@@ -8,7 +8,7 @@ Mark = torch.cuda.Event | float
 
 
 def mark(device: torch.device) -> Mark:
-    """Now; on CUDA the moment at which what the current stream has been given so far will be done."""
+    """Return the current time; on CUDA, an event that completes after the work queued on the current stream so far."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -17,13 +17,13 @@ def mark(device: torch.device) -> Mark:
 
 
 def seconds_between(begin: Mark, end: Mark) -> float:
-    """Seconds from one mark of a device to another, after `wait`."""
+    """Return the seconds between two marks of a device; to be called after `wait`."""
     if isinstance(begin, float) or isinstance(end, float):
         return float(end) - float(begin)  # type: ignore[arg-type]
     return float(begin.elapsed_time(end)) / 1000
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has completed all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

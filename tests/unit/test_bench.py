@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import Permute
 
-from distcnn.bench.measure import PHASES, Stopwatch, alternate, count_flops, gemm_peak, micro_batch_sizes, rates
+from distcnn.bench.measure import PHASES, Stopwatch, alternate, count_flops, gemm_peak, images_per_s, micro_batch_sizes
 from tests.benched import CPU, FLOPS, audited, steps_of
 
 
@@ -54,7 +54,7 @@ def test_a_stopwatch_gives_each_phase_its_time(monkeypatch):
 
 def test_rates_are_images_over_whole_steps():
     seconds = torch.tensor([[1.0, 1.0], [3.0, 1.0], [2.0, 3.0]])
-    assert vars(rates(seconds, 20)) == {"median": 5.0, "min": 4.0, "max": 10.0, "n": 3}
+    assert vars(images_per_s(seconds, 20)) == {"median": 5.0, "min": 4.0, "max": 10.0, "n": 3}
 
 
 def test_the_peak_is_that_of_the_best_product(monkeypatch):
@@ -107,7 +107,7 @@ class LosesUnnamed(nn.Module):
     [
         (LosesForward(), ["1 (LosesForward), in forward: NHWC becomes NCHW"]),
         (LosesBackward(), ["1 (LosesBackward), in backward: NHWC becomes NCHW"]),
-        (LosesUnnamed(), ["before 1.gelu (GELU), in forward: its input comes as NCHW"]),
+        (LosesUnnamed(), ["before 1.gelu (GELU), in forward: its input is NCHW"]),
         (nn.Identity(), []),
         (nn.Sequential(Permute([0, 2, 3, 1]), nn.LayerNorm(8), nn.Linear(8, 8), Permute([0, 3, 1, 2])), []),
     ],
