@@ -1,4 +1,4 @@
-"""`python -m distcnn.slurm` prints the folder of the batch scripts: they ask for it, as Slurm runs a copy of each."""
+"""`python -m distcnn.slurm`: print the folder of the shell files, for batch scripts, of which Slurm runs a copy."""
 
 from distcnn.slurm.script import folder
 

@@ -24,23 +24,23 @@ class Job:
     id: str  # as squeue and scancel take it
     name: str
     script: Path
-    output: str  # its log; of an array a log per element, which * stands for
+    output: str  # the path of its log; for an array, with * in place of the element
 
 
 @dataclass(frozen=True)
 class BatchScript:
-    """A batch script that is ready to be submitted."""
+    """A checked batch script, ready to submit."""
 
     text: str
     path: Path  # where `submit` writes it
-    name: str  # the job's
+    name: str  # the job's name
     output: str  # the path of its log, with sbatch's patterns
     resources: Resources
     configs: tuple[Config, ...]  # several only for an array
     files: Mapping[Path, str]  # configs that `submit` writes
 
     def submit(self) -> Job:
-        """Write the script and call sbatch. Raises InputError where a file cannot be written, or sbatch refuses."""
+        """Write the script and call sbatch. Raises InputError if a file cannot be written or sbatch refuses."""
         try:
             for path, text in {**self.files, self.path: self.text}.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class BatchScript:
             done = subprocess.run(["sbatch", "--parsable", str(self.path)], capture_output=True, text=True, check=False)
         except FileNotFoundError:
             raise InputError(
-                f"sbatch: not found on this machine; {self.path} is written: submit it where Slurm is"
+                f"sbatch: not found on this machine; {self.path} is written: submit it where Slurm is installed"
             ) from None
         except OSError as error:
             raise InputError(
@@ -56,34 +56,34 @@ class BatchScript:
             ) from error
         if done.returncode:
             raise InputError(f"sbatch {self.path}: {' '.join(done.stderr.split())}")
-        number = done.stdout.strip().split(";")[0]  # of several clusters it names the one, too
+        number = done.stdout.strip().split(";")[0]  # with several clusters: JOB;CLUSTER
         output = self.output.replace("%x", self.name).replace("%a", "*")
         return Job(number, self.name, self.path, output.replace("%j", number).replace("%A", number))
 
 
 def submit(config: OneConfig | Sequence[OneConfig], overrides: Overrides = (), **resources: Any) -> Job:
-    """Submit a run to Slurm, which saves and requeues it at its time limit and at a preemption; return the job.
+    """Submit a run to Slurm as a job that saves and requeues itself at its time limit or preemption; return the job.
 
     >>> distcnn.slurm.submit("a.yaml", {"optim.lr": 0.1}, nodes=2, gpus_per_node=4, time="04:00:00")  # doctest: +SKIP
     Job(id='4711', name='a', script=PosixPath('runs/a.sbatch'), output='runs/a-4711.out')
 
-    `config` is a YAML file, a Config, or a mapping as nested as the file or of dotted keys; with `array` also a list of
-    them, one per element. `overrides` are dotted keys, or the words of a command line (`["--optim.lr", "0.1"]`). The
-    config is checked for the number of ranks that the job will have, before anything is written. The script is written
-    to `<output_dir>/<name>.sbatch`, beside the log; a config that is no file, or has dotted keys for overrides, to
-    `<output_dir>/<name>.yaml`.
+    `config` is a YAML file, a Config, or a mapping with nested or dotted keys; with `array`, also a list of these, one
+    per element. `overrides` is a mapping of dotted keys, or command-line words (`["--optim.lr", "0.1"]`). The config is
+    checked for the number of ranks that the job will have, before anything is written. The script is written to
+    `<output_dir>/<name>.sbatch`, beside the log. A config that is not a file, or has overrides by mapping, is written
+    to `<output_dir>/<name>.yaml`.
 
-    The other parameters say what to ask Slurm for:
+    The other parameters are the job's resources (defaults in brackets):
 
-    - `nodes` (1; the most there may be with launcher="elastic"), `gpus_per_node` (0)
-    - `ranks_per_node` (one per GPU, or 1), `cpus_per_rank` (the cluster's default)
-    - `time`: the time limit, as sbatch takes it, such as "04:00:00" (the partition's)
-    - `array`: elements such as "0-9": a job per seed, or per config
-    - `launcher`: "srun" (a task per rank), "torchrun" (an agent per node) or "elastic" (which goes on with fewer nodes)
-    - `signal` ("USR1") and `grace` (120): the scheduler's warning, and how many seconds before the time limit it comes
-    - `options`: further options of sbatch, such as {"partition": "long", "exclusive": True}
+    - `nodes` [1] (the maximum with launcher="elastic"), `gpus_per_node` [0]
+    - `ranks_per_node` [one per GPU, or 1], `cpus_per_rank` [the cluster's default]
+    - `time`: the time limit in sbatch's format, such as "04:00:00" [the partition's]
+    - `array`: elements such as "0-9", one job per seed or per config
+    - `launcher`: "srun" (one task per rank), "torchrun" (one agent per node) or "elastic" (continues with fewer nodes)
+    - `signal` ["USR1"] and `grace` [120]: the scheduler's warning signal, and its seconds before the time limit
+    - `options`: further sbatch options, such as {"partition": "long", "exclusive": True}
 
-    Raises InputError with every parameter and key that is wrong, or with what sbatch refuses.
+    Raises InputError with every wrong parameter and key, or with sbatch's error message.
     """
     return batch_script(config, overrides, **resources).submit()
 
@@ -103,8 +103,8 @@ def batch_script(config: OneConfig | Sequence[OneConfig], overrides: Overrides =
             paths.append(str(Path(checked.output_dir) / f"{checked.name}.yaml"))
             files[Path(paths[-1])] = to_yaml(checked)
     if asked.array and len(given) == 1:
-        words += ["--name", str(first.name)]  # the elements' names begin with it, wherever it was given
-    # Without what sbatch's options or squeue's columns could stumble over.
+        words += ["--name", str(first.name)]  # the elements' names begin with it, even if it is set elsewhere
+    # Without characters that break sbatch's options or squeue's columns.
     name = re.sub(r"[^\w.+-]", "-", str(first.name)) if len(given) == 1 else "distcnn"
     output = str(Path(first.output_dir) / ("%x-%A_%a.out" if asked.array else "%x-%j.out"))
     return BatchScript(
@@ -119,18 +119,18 @@ def batch_script(config: OneConfig | Sequence[OneConfig], overrides: Overrides =
 
 
 def _check_array(configs: int, resources: Resources) -> None:
-    """Raise InputError unless there is a config for each element, or a single one for all."""
+    """Raise InputError unless there is one config per element, or a single one for all."""
     if configs == 0:
         raise InputError("needs a config")
     if configs > 1 and not resources.array:
-        raise InputError(f"{configs} configs: several need an array, 0-{configs - 1}: a job per config")
+        raise InputError(f"{configs} configs: several need an array, 0-{configs - 1}: one job per config")
     last = max(part[-1] for part in elements(resources.array or "0"))
     if last >= configs > 1:
         raise InputError(f"array = {resources.array!r}: there is no config for element {last}; the first is 0")
 
 
 def _checked(config: OneConfig, overrides: Overrides, resources: Resources) -> Config:
-    """The config at each world size that the job may have: here, and not first on the node after hours in the queue."""
+    """Check the config at each world size that the job may have: now, not after hours in the queue."""
     words = () if isinstance(overrides, Mapping) else overrides
     if isinstance(config, str | Path):
         settings = load_settings(Path(config), words)
@@ -141,5 +141,5 @@ def _checked(config: OneConfig, overrides: Overrides, resources: Resources) -> C
         settings.update(overrides)
     checked = [settings.check(world_size) for world_size in resources.world_sizes][-1]
     if checked.name is None:
-        raise InputError("name = none: give the run a name; queued again, the job continues the run of that name")
+        raise InputError("name = none: give the run a name; a requeued job continues the run of that name")
     return checked

@@ -1,4 +1,4 @@
-"""What a job asks Slurm for."""
+"""The resources that a job requests from Slurm."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,12 @@ def _time(text: str) -> str:
 
 
 def elements(array: str) -> list[range]:
-    """Return the elements that sbatch's --array names, as `0-3` or `0,2,4-10:2%3`. Raises ValueError."""
-    listed, _, at_once = array.partition("%")
+    """Return the elements of sbatch's --array, such as `0-3` or `0,2,4-10:2%3`. Raises ValueError."""
+    listed, _, limit = array.partition("%")
     found = []
     for part in listed.split(","):
         match = _ELEMENTS.fullmatch(part)
-        if match is None or ("%" in array and not at_once.isdecimal()):
+        if match is None or ("%" in array and not limit.isdecimal()):
             raise ValueError("should be elements as sbatch takes them: 0-9, or 0,2,4-10:2, or 0-9%4 for 4 at a time")
         found.append(range(int(match[1]), int(match[2] or match[1]) + 1, max(1, int(match[3] or 1))))
         if not found[-1]:
@@ -44,7 +44,7 @@ def _options(options: dict[str, str | int | bool]) -> dict[str, str | int | bool
         if not re.fullmatch(r"[a-zA-Z][a-zA-Z-]*", name):
             raise ValueError(f"{name!r} is not the name of an sbatch option, such as partition (without the dashes)")
         if not str(value).isprintable():
-            raise ValueError(f"{name}: {value!r} holds characters that cannot be printed")
+            raise ValueError(f"{name}: {value!r} contains unprintable characters")
     return options
 
 
@@ -53,9 +53,9 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks Slurm for, and by what its ranks are started; a field per parameter of `distcnn.slurm.submit`."""
+    """A job's resources, and how its ranks are started: one field per resource parameter of `distcnn.slurm.submit`."""
 
-    nodes: Count = 1  # elastic: at most
+    nodes: Count = 1  # elastic: the maximum
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     ranks_per_node: Count | None = None  # None: one per GPU; without GPUs, one
     cpus_per_rank: Count | None = None  # None: the cluster's default
@@ -68,7 +68,7 @@ class Resources:
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> "Resources":
-        """Return them by their names. Raises InputError with every parameter that is wrong."""
+        """Return Resources from values by name. Raises InputError with every wrong parameter."""
         problems = [f"{name} = {given.get(name)!r}: {text}" for name, text in wrong(cls, given)]
         if problems:
             raise InputError(problems)
@@ -88,6 +88,6 @@ class Resources:
 
     @property
     def world_sizes(self) -> list[int]:
-        """The numbers of ranks that the run may have: an elastic one goes on with any number of nodes."""
+        """The world sizes that the run may have: an elastic one continues with any number of nodes."""
         least = 1 if self.launcher == "elastic" else self.nodes
         return [nodes * self.ranks for nodes in range(least, self.nodes + 1)]

@@ -1,4 +1,4 @@
-"""The batch script: sbatch's options, the values for one job, and the shell of slurm/, in one file."""
+"""The batch script: sbatch's options, the job's values and the shell files of slurm/, in one file."""
 
 import shlex
 import sys
@@ -11,37 +11,37 @@ from distcnn.slurm.resources import Resources
 _ABOUT = {
     "srun": "one task per rank, no agent",
     "torchrun": "one torchrun agent per node",
-    "elastic": "torchrun on the nodes that there are; when one is lost, but not the first, the others go on",
+    "elastic": "torchrun on the nodes available; if any but the first is lost, the others continue",
 }
 
 
 def folder() -> Path:
-    """Return the folder of the shell files: in an installed package its own, in a clone slurm/."""
+    """Return the folder of the shell files: inside an installed package, or slurm/ in a clone."""
     installed = Path(__file__).parent / "scripts"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "slurm"
 
 
 def script_text(resources: Resources, name: str, output: str, words: Sequence[str]) -> str:
-    """Return a whole batch script, which needs no other file.
+    """Return a self-contained batch script.
 
-    `name` is the job's, `output` its log with sbatch's patterns, `words` are the configs and settings to train with.
-    Raises InputError where the log's path does not fit into a line.
+    `name` is the job's name, `output` its log's path with sbatch's patterns; `words` are the configs and settings to
+    train with. Raises InputError if a value cannot be written on one line.
     """
     head = "\n".join([*_options(resources, name, output), *_values(resources), f"set -- {shlex.join(words)}"])
     shell = [(folder() / file).read_text(encoding="utf-8") for file in ("rules.sh", "job.sh")]
-    # ShellCheck takes this line at the top of a file only.
+    # ShellCheck accepts this line only at the top of a file.
     return "\n".join([f"{head}\n", *(text.removeprefix("# shellcheck shell=bash\n") for text in shell)])
 
 
 def _options(resources: Resources, name: str, output: str) -> Iterator[str]:
     yield "#!/bin/bash"
     yield f"# Written by `distcnn slurm`: {_ABOUT[resources.launcher]}."
-    yield "# Requeued, or submitted again, it continues the run of that name."
+    yield "# If requeued or submitted again, it continues the run of that name."
     tasks, elastic = (resources.ranks if resources.launcher == "srun" else 1), resources.launcher == "elastic"
     lines = {
         "job-name": name,
         "nodes": f"1-{resources.nodes}" if elastic else resources.nodes,
-        "ntasks-per-node": None if elastic else tasks,  # with it, Slurm would be content with the least number of nodes
+        "ntasks-per-node": None if elastic else tasks,  # if set, Slurm allocates only the minimum number of nodes
         "gpus-per-node": resources.gpus_per_node or None,
         "cpus-per-task": resources.cpus_per_rank and resources.cpus_per_rank * resources.ranks // tasks,
         "time": resources.time,
@@ -58,7 +58,7 @@ def _options(resources: Resources, name: str, output: str) -> Iterator[str]:
             yield f"#SBATCH --{key}"
         elif value is not None and value is not False:
             if not str(value).isprintable():
-                raise InputError(f"{key} = {value!r}: holds characters that cannot stand in a line of a batch script")
+                raise InputError(f"{key} = {value!r}: contains characters that cannot be in a line of a batch script")
             yield f"#SBATCH --{key}={shlex.quote(str(value))}"
 
 

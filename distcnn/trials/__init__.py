@@ -1,1 +1,1 @@
-"""What is behind `distcnn trials`."""
+"""Repeated runs over seeds, and their statistics: the work of `distcnn trials`."""

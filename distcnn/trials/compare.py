@@ -1,4 +1,4 @@
-"""Train what is missing of a comparison over seeds, and print and keep what it shows."""
+"""Train the missing trials of a comparison over seeds; print and write the results."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,17 +16,17 @@ from distcnn.trials.table import print_table
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison has come to."""
+    """The result of a comparison."""
 
     summary: dict[str, Any]  # see `summarise`
-    count: int  # trials
-    failed: list[str]  # those that did, and why
+    count: int  # of all trials
+    failed: list[str]  # the trials that failed, and why
 
 
 def compare(paths: Sequence[Path], overrides: list[str], seeds: Iterable[int], parallel: int | None) -> Comparison:
-    """Run what is missing, `parallel` trials at once; print the table, and write it and the picture beside the runs.
+    """Run the missing trials, `parallel` at once; print the table, and write it and the plot beside the runs.
 
-    `overrides` are words such as --optim.lr 0.1, for every trial. Raises InputError and StoppedError.
+    `overrides` are command-line words for every trial, such as --optim.lr 0.1. Raises InputError and StoppedError.
     """
     trials = plan_trials(paths, overrides, seeds)
     failed = run_trials(unfinished(trials), overrides, parallel)

@@ -1,4 +1,4 @@
-"""A picture of trials: one HTML file that opens from the disk, as the report is."""
+"""A plot of the trials: one self-contained HTML file."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,14 @@ from distcnn.report.figures import label
 
 
 def write_picture(found: dict[str, Any], path: Path) -> None:
-    """Draw what `summarise` has found, a row for each config: a point for each seed, the mean and its interval."""
+    """Write a plot of the result of `summarise`: per config a row with a point per seed, the mean and its interval."""
     configs = {name: one for name, one in found["configs"].items() if "accuracy" in one}
     figure = go.Figure()
     for row, one in enumerate(configs.values()):
         trials, accuracy = one["trials"], one["accuracy"]
-        colour = {"color": f"hsl({(210 + 137.5 * row) % 360:.0f}, 60%, 45%)"}  # the golden angle: never a neighbour
+        colour = {
+            "color": f"hsl({(210 + 137.5 * row) % 360:.0f}, 60%, 45%)"
+        }  # steps of the golden angle give distinct hues
         figure.add_scatter(
             x=[trial["accuracy"] for trial in trials], y=[row] * len(trials), mode="markers", marker=colour,
             opacity=0.6, text=[f"seed {trial['seed']}" for trial in trials], hovertemplate="%{x:.2%}, %{text}",

@@ -1,4 +1,4 @@
-"""Which runs a comparison over seeds is made of, and which of them are still to be trained."""
+"""The runs of a comparison over seeds, and which of them remain to be trained."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,8 +21,8 @@ class Trial:
     """One run of a comparison: a config with one seed."""
 
     path: Path  # the YAML file
-    group: str  # the config's own name, which all its trials share
-    config: Config  # as it is to be trained: name and seed are the trial's
+    group: str  # the config's own name, shared by its trials
+    config: Config  # with the trial's name and seed
 
     @property
     def name(self) -> str:
@@ -36,12 +36,12 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """What the run's process prints."""
+        """The file with the output of the run's process."""
         return self.folder.with_name(f"{self.name}.log")
 
 
 def plan_trials(paths: Sequence[Path], overrides: list[str], seeds: Iterable[int]) -> list[Trial]:
-    """Return every trial, the configs in turn for each seed. Raises InputError with all that is wrong with a config."""
+    """Return all trials, ordered by seed, then config. Raises InputError with every problem of a config."""
     configs = [checked(load_settings(path, overrides), World()) for path in paths]
     names = [str(config.name) for config in configs]
     if len(set(names)) < len(names):
@@ -54,7 +54,7 @@ def plan_trials(paths: Sequence[Path], overrides: list[str], seeds: Iterable[int
 
 
 def unfinished(trials: Iterable[Trial]) -> list[Trial]:
-    """Return the trials that are not done. Raises InputError with all folders that hold something else."""
+    """Return the trials that are not done. Raises InputError with every folder that holds another or unreadable run."""
     left, problems = list[Trial](), list[str]()
     for trial in trials:
         try:
@@ -68,8 +68,9 @@ def unfinished(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _is_done(trial: Trial) -> bool:
-    """Whether its run has ended as planned. Raises InputError where that name holds another run, or one that cannot
-    be read. Of a log with damaged lines the others count: to go on from its checkpoint takes no more.
+    """Return whether the trial's run is done. Raises InputError if its folder holds another or an unreadable run.
+
+    Damaged lines of its log are ignored: its checkpoint is enough to continue.
     """
     try:
         run = read_history(trial.folder)
@@ -81,7 +82,7 @@ def _is_done(trial: Trial) -> bool:
         raise _refused(trial, f"was trained with other settings: {'; '.join(map(str, changes))}")
     longer = run.settings.get("train", {}).get("duration") != trial.config.train.duration
     done = run.state == "done" and not longer
-    if done and _last_evaluation(run) is None:  # to go on from its end would not log it again
+    if done and _last_evaluation(run) is None:  # resuming from the end would not log it again
         raise _refused(trial, *run.damage, f"metrics.jsonl: no evaluation of the last step, {run.step}")
     for damage in run.damage:
         print(f"warning: {trial.folder}: {damage}", file=sys.stderr)
@@ -89,11 +90,11 @@ def _is_done(trial: Trial) -> bool:
 
 
 def _refused(trial: Trial, *reasons: str) -> InputError:
-    return InputError(f"{trial.folder}: {'; '.join(reasons)}; give another --name, or remove it")
+    return InputError(f"{trial.folder}: {'; '.join(reasons)}; give another --name, or remove the folder")
 
 
 def result(trial: Trial) -> dict[str, Any] | None:
-    """Return the evaluation of the last step of a run that is done: accuracy, correct, total, loss, step; else None."""
+    """Return a finished run's last evaluation (accuracy, correct, total, loss, step), None for an unfinished run."""
     try:
         run = read_history(trial.folder)
     except InputError:
@@ -103,5 +104,5 @@ def result(trial: Trial) -> dict[str, Any] | None:
 
 
 def _last_evaluation(run: History) -> Record | None:
-    """That of the run's last step; None where the log has none, such as with that line damaged."""
+    """Return the evaluation of the run's last step, None if the log has none or its line is damaged."""
     return next((record for record in reversed(run.evaluations) if record["step"] == run.step), None)

@@ -1,4 +1,4 @@
-"""Train the trials, each in a process of its own, as many at once as there are devices."""
+"""Train each trial in its own process, one per device at a time."""
 
 import os
 import subprocess
@@ -27,10 +27,10 @@ class _Running:
 
 
 def run_trials(trials: Sequence[Trial], overrides: list[str], parallel: int | None) -> list[str]:
-    """Train each on the next free device, and print its accuracy; `parallel` at once, by default one per GPU.
+    """Train each trial on the next free device, `parallel` at once, by default one per GPU; print its accuracy.
 
-    Returns those that failed, and why. After a signal, which is passed on to the trials under way so that they save
-    and end, raises StoppedError.
+    Returns the trials that failed, and why. A signal is forwarded to the running trials, which save and end; then
+    StoppedError is raised.
     """
     if not trials:
         return []
@@ -40,16 +40,16 @@ def run_trials(trials: Sequence[Trial], overrides: list[str], parallel: int | No
     if free[0] is None and len(free) > 1 and config.train.threads is None:
         overrides = [*overrides, "--train.threads", f"{max(1, cores() // len(free))}"]
     waiting, running, failed = deque(trials), list[_Running](), list[str]()
-    told = False
+    forwarded = False
     with catching_signals() as asked:
         asked.defer()
         try:
             while running or (waiting and not asked.number):
                 while waiting and free and not asked.number:
                     running.append(_start(waiting.popleft(), overrides, free.popleft()))
-                if asked.number and not told:
-                    told = True
-                    for one in running:  # each saves, and ends
+                if asked.number and not forwarded:
+                    forwarded = True
+                    for one in running:  # each saves and ends
                         one.process.send_signal(asked.number)
                 time.sleep(_POLL_S)
                 for one in [one for one in running if one.process.poll() is not None]:
@@ -61,7 +61,7 @@ def run_trials(trials: Sequence[Trial], overrides: list[str], parallel: int | No
             for one in running:
                 one.process.terminate()
     if asked.number:
-        raise stopped(asked.number, "before all trials were done; the same command goes on from here")
+        raise stopped(asked.number, "before all trials were done; the same command continues")
     return failed
 
 
@@ -74,7 +74,7 @@ def _start(trial: Trial, overrides: list[str], gpu: str | None) -> _Running:
     ]  # fmt: skip
     environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     trial.log.parent.mkdir(parents=True, exist_ok=True)
-    with trial.log.open("ab") as output:  # a session of its own: Ctrl-C comes to it through this process, once
+    with trial.log.open("ab") as output:  # in a new session, so that Ctrl-C reaches it only once, through this process
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -82,7 +82,7 @@ def _start(trial: Trial, overrides: list[str], gpu: str | None) -> _Running:
 
 
 def _ended(one: _Running) -> list[str]:
-    """Print how a trial ended; the failure, or nothing."""
+    """Print how a trial ended; return its failure, if any."""
     name, log, code, found = one.trial.name, one.trial.log, one.process.returncode, result(one.trial)
     if code or not found:
         print(f"{name}: failed with exit code {code}; its output is in {log}", flush=True)

@@ -12,17 +12,17 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of n values; what takes two of them is None for one."""
+    """Summary statistics of n values; those that need two values are None for one."""
 
     n: int
     mean: float
-    deviation: float | None  # standard deviation of the sample, with n - 1
+    deviation: float | None  # the sample standard deviation, with n - 1
     low: float | None  # the confidence interval of the mean, by Student's t
     high: float | None
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Summarise at least one value. The interval assumes that they are distributed about normally."""
+    """Summarise at least one value. The interval assumes a normal distribution."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Summary(n, mean, None, None, None)
@@ -32,9 +32,9 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Summarise the second minus the first, seed by seed, with the two-sided p-value of the paired t-test as `p`.
+    """Summarise second minus first, seed by seed, with `p`, the two-sided p-value of the paired t-test.
 
-    Pairs that all differ by the same have no p-value: None, as with a single pair.
+    `p` is None for a single pair, and if all differences are equal.
     """
     differences = np.subtract(second, first)
     varying = len(differences) > 1 and np.ptp(differences) > 0
@@ -43,9 +43,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(rows: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
-    """{config: {seed: eval record}} → {"configs": {config: its trials, and a Summary of each number}}.
+    """Summarise {config: {seed: eval record}} as {"configs": {config: its trials, and a Summary of each metric}}.
 
-    Of two configs with seeds in common also their "difference" in accuracy, as in `paired`.
+    Two configs with shared seeds also give their "difference" in accuracy, by `paired`.
     """
     found: dict[str, Any] = {"configs": {}}
     for name, by_seed in rows.items():

@@ -1,4 +1,4 @@
-"""A summary of trials, printed as a table."""
+"""Print a summary of trials as a table."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ COLUMNS = ("config", "n", "mean", "std. deviation", "95 % interval", "loss")
 
 
 def print_table(found: dict[str, Any]) -> None:
-    """Print what `summarise` has found, a row for each config and one for their difference."""
+    """Print the result of `summarise`: one row per config, and one for the difference."""
     table = Table(box=None, pad_edge=False)
     for title in COLUMNS:
         table.add_column(title, justify="left" if title == "config" else "right", overflow="fold")
@@ -31,7 +31,7 @@ def print_table(found: dict[str, Any]) -> None:
     console.print(table)
     if difference:
         p = difference["p"]
-        test = "no p-value: the pairs do not vary" if p is None else f"p = {p:.2g} (paired t-test, two-sided)"
+        test = "no p-value: the differences do not vary" if p is None else f"p = {p:.2g} (paired t-test, two-sided)"
         console.print(f"difference over shared seeds: {test}", markup=False)
 
 

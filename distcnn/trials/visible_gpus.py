@@ -1,27 +1,27 @@
-"""The GPUs that a process may use, one by one, in the words of CUDA_VISIBLE_DEVICES."""
+"""Divide the GPUs that this process may use among others, by CUDA_VISIBLE_DEVICES."""
 
 from itertools import cycle, islice, takewhile
 
 
 def places(visible: str | None, count: int, wanted: int | None = None) -> list[str | None]:
-    """A value of CUDA_VISIBLE_DEVICES for each of `wanted` processes at once: one for each GPU where that is None.
+    """Return a CUDA_VISIBLE_DEVICES value for each of `wanted` concurrent processes, by default one per GPU.
 
-    Where there are more processes than GPUs they take turns. None for a process that is to inherit the variable as it
-    is: there is no GPU to hand out, and it computes on the CPU. `visible` and `count` as in `entries`.
+    If there are more processes than GPUs, they share them in turn. None means that there is no GPU to assign: the
+    process inherits the variable and computes on the CPU. `visible` and `count` are as in `entries`.
     """
     own = entries(visible, count)
     return list(islice(cycle(own), wanted or len(own))) if own else [None] * (wanted or 1)
 
 
 def entries(visible: str | None, count: int) -> list[str]:
-    """The parts of CUDA_VISIBLE_DEVICES that name this process's GPUs, in the order of their indices in PyTorch.
+    """Return the entries of CUDA_VISIBLE_DEVICES that name this process's GPUs, in the order of their PyTorch indices.
 
-    `visible` is the variable's value, None where it is not set; `count` is torch.cuda.device_count(). They are handed
-    on as they are: the number 0 in another process's list would be the machine's first GPU, which may be somebody
-    else's. As for CUDA, the list ends at the first part that names no GPU, such as -1, or one that is not there.
+    `visible` is the variable's value, None if it is not set; `count` is torch.cuda.device_count(). Entries are passed
+    on unchanged, because an index would mean the machine's GPU of that number, which may belong to another job. As in
+    CUDA, the list ends at the first entry that names no GPU, such as -1, or a missing one.
 
-    Of MIG instances a process can use the first that it is given only, so that the count is 1 for any number of them:
-    each is one to hand out.
+    A process can use only the first MIG instance that it is given, so `count` is 1 for any number of them; every
+    instance is an entry here.
     """
     if visible is None:
         return [str(index) for index in range(count)]
