@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# distcnn by `accelerate launch`, on Accelerate's engine: one GPU, all GPUs, several nodes, or CPU ranks.
+# Start distcnn by `accelerate launch`, on Accelerate's engine: on one GPU, all GPUs, several nodes, or CPU ranks.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -9,17 +9,17 @@ usage() {
 usage: launch/accelerate.sh [-n RANKS] [-f HOSTFILE] [-c ACCELERATE.yaml] CONFIG.yaml [--section.key value ...]
        launch/accelerate.sh [-n RANKS] -N NODES -i INDEX -m HOST:PORT CONFIG.yaml [--section.key value ...]
 
-  -n   ranks, with -N on each node; default: one for each GPU; without a GPU one for each slot of -f, or 2
-  -f   Open MPI's host file, a line "HOST slots=RANKS" for each host: CPU ranks on them
+  -n   ranks, with -N per node; default: one per GPU; without a GPU, one per slot of -f, or 2
+  -f   Open MPI's host file with lines "HOST slots=RANKS", to start CPU ranks on these hosts
   -N   number of nodes; start this script once on each of them
   -i   index of this node, from 0
   -m   the node of index 0, and a free port on it
-  -c   a file made by "accelerate config", in place of one of launch/accelerate
+  -c   a file made by "accelerate config", instead of one of launch/accelerate
 
 Without a GPU, several ranks need Open MPI's mpirun; as root that needs OMPI_ALLOW_RUN_AS_ROOT=1 and
 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment.
-Exit code: that of distcnn, which Accelerate itself hides: 0 done, 1 failed, 2 bad input, 75 stopped by TERM, HUP, USR1
-or USR2 with the last step saved, 130 stopped by Ctrl-C.
+Exit code: that of distcnn, which Accelerate itself hides: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP,
+USR1 or USR2 with a checkpoint saved, 130 interrupted by Ctrl-C.
 EOF
 }
 
@@ -52,7 +52,7 @@ options=()
 
 if [ "$nodes" != 1 ]; then
     [[ $rendezvous =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
-    [ -n "$index" ] || die "-N $nodes needs -i INDEX, another on every node, from 0"
+    [ -n "$index" ] || die "-N $nodes needs -i INDEX, a different one on every node, from 0"
     check_number -i "$index" 0
     [ "$index" -lt "$nodes" ] || die "-i $index: should be below -N $nodes; the first node is 0"
     [ -n "$ranks" ] || ranks=$((gpus > 0 ? gpus : 2))
@@ -73,7 +73,7 @@ else
     config=${config:-$own/cpu.yaml}
     options=(--cpu --num_processes "$ranks")
     if [ "$ranks" -gt 1 ] || [ -n "$hostfile" ]; then
-        # Without a host file, `accelerate launch --cpu --num_processes 2` starts one process and does not say so.
+        # Without a host file, `accelerate launch --cpu --num_processes 2` silently starts only one process.
         need_mpirun
         if [ -z "$hostfile" ]; then
             make_scratch
@@ -84,9 +84,9 @@ else
     fi
     machines=$(wc -l <<< "$hosts")
     if [ "$machines" -gt 1 ]; then
-        [ $((ranks % machines)) = 0 ] || die "-n $ranks: Accelerate puts equally many on each of the $machines hosts"
+        [ $((ranks % machines)) = 0 ] || die "-n $ranks: should be a multiple of $machines: Accelerate divides ranks evenly over the hosts"
         options+=(--num_machines "$machines" --main_process_ip "${hosts%% *}" --main_process_port 29500)
-        # Accelerate hands its configuration on in the environment, which mpirun keeps to its own host.
+        # Accelerate passes its configuration by environment variables, which mpirun does not export to other hosts.
         names="MASTER_ADDR;MASTER_PORT;ACCELERATE_USE_CPU;ACCELERATE_MIXED_PRECISION;ACCELERATE_DYNAMO_BACKEND"
         names+=";ACCELERATE_DYNAMO_MODE;ACCELERATE_DYNAMO_USE_FULLGRAPH;ACCELERATE_DYNAMO_USE_DYNAMIC"
         names+=";ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"

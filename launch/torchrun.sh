@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# distcnn by torchrun: on all GPUs of this node, or on two CPU ranks; or on several nodes, started once on each.
+# Start distcnn by torchrun: on all GPUs of this node, or on two CPU ranks; or on several nodes, started once on each.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,16 +8,16 @@ usage() {
     cat << EOF
 usage: launch/torchrun.sh [-n RANKS] [-r RESTARTS] [-N NODES -m HOST:PORT] CONFIG.yaml [--section.key value ...]
 
-  -n   ranks on this node; default: one for each GPU, or 2 without a GPU
-  -N   number of nodes; start this script once on each of them. MIN:MAX for an elastic job, which goes on when nodes
-       come and go
+  -n   ranks on this node; default: one per GPU, or 2 without a GPU
+  -N   number of nodes; start this script once on each of them. MIN:MAX for an elastic job, which continues when nodes
+       join or leave
   -m   host (one of the nodes) and port where the nodes meet
-  -r   how often to start the ranks again when one has failed; default 0
+  -r   how often to restart the ranks when one has failed; default 0
 
-Give --checkpoint.resume auto with -r or MIN:MAX, so that ranks that start again go on where they were.
+Give --checkpoint.resume auto with -r or MIN:MAX, so that restarted ranks continue where they stopped.
 
-Exit code: that of distcnn, which torchrun itself hides: 0 done, 1 failed, 2 bad input, 75 stopped by TERM, HUP, USR1
-or USR2 with the last step saved, 130 stopped by Ctrl-C. Bad input and stops are not started again.
+Exit code: that of distcnn, which torchrun itself hides: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP, USR1
+or USR2 with a checkpoint saved, 130 interrupted by Ctrl-C. After 2, 75 and 130 the ranks are not restarted.
 EOF
 }
 
@@ -45,15 +45,15 @@ if [ "$nodes" = 1 ]; then
     where=(--standalone)
 else
     [[ $rendezvous =~ ^.+:[0-9]+$ ]] || die "-N $nodes needs -m HOST:PORT, the same on every node"
-    # The id keeps two Slurm jobs apart that meet at the same host and port.
+    # The id separates Slurm jobs that use the same host and port.
     where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --rdzv-id "distcnn-${SLURM_JOB_ID:-0}")
-    # torchrun compares HOST with what this host's own name resolves to, which on Debian is 127.0.1.1 and no match for
-    # the address that the other nodes use: whether an address is this host's is seen by listening on it.
+    # torchrun compares HOST with the address of this host's own name, which on Debian is 127.0.1.1 and does not match
+    # the address that the other nodes use. Whether an address is this host's is found by listening on it.
     if python -c 'import socket, sys; socket.create_server((sys.argv[1], 0)).close()' "${rendezvous%:*}" 2> /dev/null; then
         where+=(--rdzv-conf is_host=true)
     fi
 fi
 
-# How long torchrun lets the ranks finish their step and save before it kills them, in seconds: its 30 can be short.
+# Seconds for the ranks to finish their step and save before torchrun kills them: its default of 30 can be too short.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 supervise torchrun "${where[@]}" --nproc_per_node "$ranks" --max-restarts "$restarts" -m distcnn train "$@"

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# The body of a batch script: start the ranks, pass the scheduler's warning on to them, queue the job again. "$@" is
-# CONFIG.yaml [--section.key value ...], or several configs for an array. The lines above it have set
+# The body of a batch script: start the ranks, forward the scheduler's warning to them, requeue the job. "$@" is
+# CONFIG.yaml [--section.key value ...], or several configs for an array. The lines above it set
 #   mode             srun, torchrun or elastic
 #   ranks_per_node   for torchrun and elastic
 #   element          the array's element; empty: no array
-#   asked            a signal that has come already; empty: none
+#   asked            the signal received so far; empty: none
 set -u
 export PYTHON=${PYTHON:-python}
 steps=()
-# srun passes a signal on to its tasks; the ranks agree after which step they save and end.
-# shellcheck disable=SC2329 # it is called by the traps
+# srun forwards a signal to its tasks; the ranks agree on a step to stop after, and save it.
+# shellcheck disable=SC2329 # called by the traps
 on_warning() {
     asked=$1
     [ "${#steps[@]}" = 0 ] || kill -s "$1" "${steps[@]}"
@@ -18,7 +18,7 @@ trap 'on_warning USR1' USR1
 trap 'on_warning USR2' USR2
 # Slurm sends TERM to the steps as well: wait until they have saved.
 trap : TERM
-# srun does not take it from sbatch since Slurm 22.05
+# since Slurm 22.05, srun does not inherit it from sbatch
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # With one config, an array's element i trains it with seed i, as NAME-seed<i>; with several, it trains the i-th.
@@ -46,24 +46,24 @@ fi
 set -- train "${configs[$index]}" --checkpoint.resume auto "$@"
 DISTCNN_EXIT_CODE_FILE=$(mktemp) && export DISTCNN_EXIT_CODE_FILE
 
-# A torchrun agent would die of the warning, and its workers, which are in sessions of their own, would not get it: the
-# agent is kept from it, and the workers get it. Exported, for bash to run on the nodes.
+# A torchrun agent would die of the warning, and its workers, in sessions of their own, would not get it: this shields the
+# agent and signals the workers. Exported, because bash runs it on the nodes.
 # shellcheck disable=SC2154,SC2329 # `start` sets launcher; called by name, on the nodes
 agent() {
-    trap 'keep_telling USR1' USR1
-    trap 'keep_telling USR2' USR2
+    trap 'signal_workers USR1' USR1
+    trap 'signal_workers USR2' USR2
     trap : TERM
     start "$PYTHON" -m torch.distributed.run "$@"
     await "$launcher"
 }
-export -f agent start await keep_telling
+export -f agent start await signal_workers
 
-# A node that has just come back may not take a step yet.
+# A node that has just come back may not accept a step yet.
 for _ in 1 2 3 4 5 6; do
     timeout 20 srun --ntasks-per-node=1 true && break
     sleep 5
 done
-# The agents meet on this node, which is the first one, at a port that is free now.
+# The agents meet on this node, the first one, at a port that is free now.
 head=${SLURMD_NODENAME:-$(hostname)}
 port=$("$PYTHON" -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
 rendezvous=(--nproc-per-node="${ranks_per_node:-1}"
@@ -79,7 +79,7 @@ case "${mode:?}" in
         steps+=($!)
         ;;
     elastic)
-        # A step for each node, the first one first: a step over all of them would hang when one is lost.
+        # One step per node, the first node first: a single step over all nodes would hang if one is lost.
         for node in "$head" $(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vx "$head"); do
             srun --nodes=1 --ntasks=1 --nodelist="$node" bash -c 'agent "$@"' agent \
                 --nnodes="1:$SLURM_JOB_NUM_NODES" "${rendezvous[@]}" --max-restarts=3 \
@@ -88,11 +88,11 @@ case "${mode:?}" in
         done
         ;;
 esac
-# Asked before there were steps to pass it on to.
+# A signal received before there were steps to forward it to.
 [ -z "$asked" ] || kill -s "$asked" "${steps[@]}"
 
-# srun waits without end for the tasks of a node that has died. It gets 90 s after rank 0's end, more than Slurm's own
-# KillWait, which is for tasks that live. (torchrun may start rank 0 again: then the file is empty again.)
+# srun waits forever for the tasks of a dead node. It is killed 90 s after rank 0 has exited, which is longer than Slurm's
+# KillWait for living tasks. (If torchrun restarts rank 0, the file is emptied.)
 (
     ended=0
     while [ "$ended" -lt 90 ]; do
@@ -107,15 +107,15 @@ await "${steps[0]}"
 code=$(exit_code "$?" "${asked:+75}")
 kill "$watch" 2> /dev/null
 rm -f "$DISTCNN_EXIT_CODE_FILE"
-# What fails after the warning, such as a rank that has lost another, is tried again as well.
+# A failure after the warning, such as a rank that has lost another, is retried as well.
 [ -z "$asked" ] || [ "$code" = 0 ] || [ "$code" = 2 ] || code=75
-# 75: saved, to make room, or a node was lost. This job, or this element of an array alone, is queued again.
+# 75: preempted and saved, or a node was lost. Requeue this job or, in an array, only this element.
 if [ "$code" = 75 ] && command -v scontrol > /dev/null; then
-    # An array's last element bears the array's own number: by that, all of it would be requeued.
+    # An array's last element has the array's own number, which would requeue the entire array.
     job=$SLURM_JOB_ID
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    echo "distcnn: $job goes back into the queue"
+    echo "distcnn: requeueing $job"
     trap - TERM
-    scontrol requeue "$job" && sleep 60 # to be ended by it: a script that ends by itself now may take the job along
+    scontrol requeue "$job" && sleep 60 # until the requeue ends it: a script that exits now may end the job too
 fi
 exit "$code"

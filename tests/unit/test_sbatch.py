@@ -84,7 +84,7 @@ def test_refused_before_anything_is_written(arguments, words, capsys, monkeypatc
         ({"array": "0-"}, ["array = '0-': should be elements as sbatch takes them"]),
         ({"array": "4-2"}, ["array = '4-2': 4-2 names no element"]),
         ({"options": {"--partition": "long"}}, ["'--partition' is not the name of an sbatch option"]),
-        ({"options": {"comment": "a\nrm -r x"}}, ["comment: 'a\\nrm -r x' holds characters"]),
+        ({"options": {"comment": "a\nrm -r x"}}, ["comment: 'a\\nrm -r x' contains unprintable characters"]),
         ({"gpus_per_node": 2, "ranks_per_node": 4}, ["each rank needs a GPU"]),
     ],
 )
