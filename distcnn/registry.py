@@ -74,8 +74,8 @@ class Registry:
             if name in (further := self._further()):
                 return further[name]
             near = difflib.get_close_matches(name, self.names(), n=3)
-            meant = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise InputError(f"unknown{meant}; valid: {', '.join(self.targets)}, or {self.hint}")
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise InputError(f"unknown; {meant}valid: {', '.join(self.targets)}, or {self.hint}")
         try:
             part = imported(target)
         except InputError as error:
@@ -104,7 +104,7 @@ class Registry:
         try:
             part = self.load(name)
         except InputError as error:
-            yield (name_key,), str(error)
+            yield (name_key,), str(error) if args_key else f"{name}: {error}"
             return
         given = self._given(part)
         found = [*wrong(part, args, given, name if args_key else "it")]

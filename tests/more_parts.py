@@ -44,6 +44,12 @@ PARTS = {
             """The mean multi-class hinge loss."""
             return F.multi_margin_loss(logits, targets, margin=margin)
         '''),
+    "metrics": ("more-rank", '''
+        def rank(logits, targets, *, first: int = 0):
+            """The mean place of the true class among the logits, the largest at `first`."""
+            true = logits.gather(1, targets[:, None])
+            return (logits > true).sum() + first * len(targets)
+        '''),
     "sources": ("more-stripes", '''
         import numpy as np
         from distcnn.data.sources.image_set import ImageSet

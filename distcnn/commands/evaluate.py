@@ -8,6 +8,7 @@ from pathlib import Path
 from distcnn.commands.parser import Handler, Options, Parser
 from distcnn.config.settings import Settings
 from distcnn.distributed.world import world_from
+from distcnn.runs.records import further_metrics
 
 
 def evaluate(parser: Parser) -> Handler:
@@ -33,4 +34,6 @@ def run(options: Options) -> None:
         for name, accuracy in record["per_class"].items():
             print(f"{name:>20}  {'no images' if accuracy is None else f'{accuracy:.2%}'}")
         print(f"{'all':>20}  {record['accuracy']:.2%}  ({record['correct']} of {record['total']})")
+        for name, value in further_metrics(record).items():
+            print(f"{name:>20}  {value:.4f}")
         print(json.dumps(record), flush=True)

@@ -116,8 +116,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             near = difflib.get_close_matches(str(value), map(str, action.choices), n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            self._note(action, value, f"unknown{meant}; valid: {listed(list(action.choices))}")
+            meant = f"did you mean {near[0]}? " if near else ""
+            self._note(action, value, f"unknown; {meant}valid: {listed(list(action.choices))}")
 
     def _note(self, action: argparse.Action, value: Any, problem: str) -> None:
         flag = f"{action.option_strings[-1]} " if action.option_strings else ""

@@ -13,6 +13,7 @@ from distcnn.rank import LAUNCHERS
 from distcnn.registry import Registry
 from distcnn.tracking import TRACKERS
 from distcnn.training.losses import LOSSES
+from distcnn.training.metrics import METRICS
 
 EPILOG = """examples:
   distcnn parts                     every kind, with its names
@@ -30,6 +31,7 @@ KINDS = {
         (OPTIMIZERS, "optim.name"),
         (SCHEDULES, "schedule.name"),
         (LOSSES, "loss.name"),
+        (METRICS, "eval.metrics"),
         (SOURCES, "data.source"),
         (OPERATIONS, "data.augment"),
         (TRACKERS, "tracking.backends"),

@@ -213,6 +213,11 @@ class EvalConfig:
     batch_size: Int = Field(
         default=500, ge=1, description="images per forward on one rank; results do not depend on ranks"
     )
+    metrics: PartList = Field(
+        default=(),
+        description="computed besides accuracy and loss, as [f1, {top_k: {k: 3}}]: top_k, f1, or "
+        "package.module:callable",
+    )
     views: Literal["one", "mirror", "crops"] = Field(
         default="one", description="test-time augmentation: logits averaged over so many views (1, 2, 6)"
     )

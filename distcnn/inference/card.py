@@ -15,7 +15,7 @@ from distcnn.config.tree import flatten, unflatten
 from distcnn.errors import InputError
 from distcnn.inference.model import Trained
 from distcnn.runs.history import read_history
-from distcnn.runs.records import Record
+from distcnn.runs.records import Record, further_metrics
 
 _NEEDED = {"split", "epoch", "loss", "top5_accuracy", "per_class"}
 _NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
@@ -68,7 +68,7 @@ def _front_matter(trained: Trained, name: str, found: Record | None) -> dict[str
         dataset = {"type": source, "name": _NAMES.get(source, source), "split": found["split"]}
         metrics = [
             {"type": kind, "value": found[kind]}
-            for kind in ("accuracy", "top5_accuracy", "loss")
+            for kind in ("accuracy", "top5_accuracy", "loss", *further_metrics(found))
             if found[kind] is not None
         ]
         task = {"type": "image-classification"}
@@ -92,12 +92,17 @@ def _use(trained: Trained) -> str:
 
 
 def _evaluation(found: Record) -> list[str]:
-    loss = "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
+    further, loss = further_metrics(found), "not finite" if found["loss"] is None else f"{found['loss']:.4f}"
     rows = ((_line(c), "no images" if a is None else f"{a:.2%}") for c, a in found["per_class"].items())
     return [
         f"{found['accuracy']:.2%} ({found['correct']} of {found['total']}) of the {found['split']} images, loss "
         f"{loss}, after step {found['step']} (epoch {found['epoch']}), as trained: precision "
         "and views are those of the recipe below.\n",
+        *(
+            [_table("metric", "value", ((_line(name), f"{one:.4f}") for name, one in further.items()))]
+            if further
+            else []
+        ),
         _table("class", "accuracy", rows),
     ]
 

@@ -1,8 +1,10 @@
 """Evaluate a trained model on its run's test images."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distcnn.config.schema import Config
 from distcnn.config.settings import Overrides
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.data.sources import load as sources
@@ -14,7 +16,10 @@ from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
 from distcnn.errors import InputError
 from distcnn.inference.model import load_model
+from distcnn.registry import Problem
+from distcnn.training import metrics
 from distcnn.training.evaluate import evaluate_on
+from distcnn.training.metrics.build import build_metrics
 
 
 def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[str, Any]:
@@ -22,9 +27,9 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
 
     Returns an eval line as in metrics.jsonl; on every rank alike. Raises InputError.
     """
-    trained = load_model(path, overrides, world, sources.problems)
+    trained = load_model(path, overrides, world, _problems)
     config, described = trained.config, trained.description
-    size = described.image_size
+    size, further = described.image_size, build_metrics(config.eval, len(described.classes), trained.device)
     data = with_classes(sources.load(config.data, "test"), described.classes)
     if data.images.shape[1] != size:
         raise InputError(f"{path}: trained on {size}×{size} images, the test images are {data.images.shape[1]} wide")
@@ -36,5 +41,10 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     ):
         # Nothing is kept on the device: it is one pass.
         test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)
-        result = evaluate_on(trained.model, test, config, Watch(trained.device))
+        result = evaluate_on(trained.model, test, config, Watch(trained.device), further)
     return {"kind": "eval", "split": result.split, "step": described.step, "epoch": described.epoch, **result.record()}
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    yield from sources.problems(config)
+    yield from metrics.problems(config)

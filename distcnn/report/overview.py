@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from distcnn.runs.history import History
+from distcnn.runs.records import further_metrics
 from distcnn.text import plural
 
 
@@ -18,6 +19,10 @@ def headlines(run: History) -> list[tuple[str, str, str]]:
             found.append(("best", f"{best['accuracy']:.2%}", f"after step {best['step']:,}"))
         if last.get("loss") is not None:
             found.append((f"{last.get('split', 'test')} loss", f"{last['loss']:.4f}", "nats an image"))
+        found += [
+            (name, f"{value:.4f}", f"{last.get('split', 'test')} images")
+            for name, value in further_metrics(last).items()
+        ]
     done = f"of {plan['steps']:,}" if "steps" in plan else ""
     found.append(("steps", f"{run.step:,}", done))
     if run.images_per_s is not None:

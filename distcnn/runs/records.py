@@ -7,6 +7,17 @@ from typing import Any
 
 Record = dict[str, Any]  # {"kind": "train" | "eval" | "event", "step": int, …}
 
+# What every eval record holds; numbers besides are of the metrics that the config asks for.
+EVAL_FIELDS = frozenset(
+    {"kind", "split", "step", "epoch", "correct", "total", "accuracy", "top5_correct", "top5_accuracy", "loss"}
+    | {"per_class", "confusion"}
+)
+
+
+def further_metrics(record: Record) -> dict[str, float]:
+    """The numbers of an eval record that only the config's metrics have made, by name."""
+    return {key: one for key, one in record.items() if key not in EVAL_FIELDS and type(one) in (int, float)}
+
 
 def event(name: str, step: int, message: str) -> Record:
     """A record of something other than numbers, with the time (seconds since 1970)."""

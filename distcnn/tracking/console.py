@@ -10,12 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distcnn.config.plan import Plan
-from distcnn.runs.records import Record
+from distcnn.runs.records import Record, further_metrics
 from distcnn.text import plural
 from distcnn.tracking.live import LiveDisplay
-
-# Of an eval record: what the line tells in its own way, and what is for the report.
-_KNOWN = {"step", "epoch", "loss", "accuracy", "correct", "total", "top5_accuracy", "top5_correct"}
 
 
 class ConsoleTracker:
@@ -98,12 +95,11 @@ class ConsoleTracker:
 
 
 def _evaluated(record: Record) -> str:
-    """`test loss 0.5000  accuracy 70.00% (7/10)`, and the further metrics that a user has asked for by their names."""
+    """`test loss 0.5000  accuracy 70.00% (7/10)`, and the further metrics by their names."""
     parts = [f"test loss {record['loss']:.4f}"] if "loss" in record else []
     if "accuracy" in record:
         parts.append(f"accuracy {record['accuracy']:.2%} ({record['correct']}/{record['total']})")
-    further = {key: value for key, value in record.items() if type(value) in (int, float) and key not in _KNOWN}
-    return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in further.items())])
+    return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in further_metrics(record).items())])
 
 
 def plan_table(plan: Plan, name: str, launcher: str) -> Table:

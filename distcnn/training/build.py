@@ -42,6 +42,7 @@ from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.registry import Problem
 from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
+from distcnn.training import metrics
 from distcnn.training.losses import LOSSES
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
@@ -75,6 +76,7 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
     schedule = config.schedule
     yield from SCHEDULES.problems(schedule.name, schedule.args, config, "schedule.name", "schedule.args")
+    yield from metrics.problems(config)
     yield from tracking.problems(config)
     if engine_of(config, world) is AccelerateEngine:
         yield from engine_accelerate.problems(config, os.environ)

@@ -1,8 +1,8 @@
 """Exact evaluation: every image once, integers all-reduced, divided last. The same counts at every world size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from distcnn.distributed.collectives import sum_ranks
 from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory
 from distcnn.distributed.watch import Watch
 from distcnn.engine.master_weights import autocast
+from distcnn.training.metrics.build import Metric
 from distcnn.training.views import Views, averaged_logits
 
 
@@ -31,6 +32,7 @@ class Evaluation:
     best: NDArray[np.int64]  # [images, k]: the k most probable classes of each image, k = 5 or all, best first
     probabilities: NDArray[np.float32]  # [images, k]: theirs
     split: str = "test"  # or "holdout"
+    metrics: Mapping[str, float] = field(default_factory=dict)  # by name, as the config asks for them
 
     @property
     def correct(self) -> int:
@@ -64,6 +66,7 @@ class Evaluation:
             "loss": self.loss_sum / self.total,
             "per_class": self.per_class(),
             "confusion": self.confusion.tolist(),
+            **self.metrics,
         }
 
 
@@ -86,18 +89,20 @@ def evaluate(
     precision_context: Callable[[], AbstractContextManager[Any]],
     views: Views = "one",
     wait: Callable[[], object] = lambda: None,
+    metrics: Sequence[Metric] = (),
 ) -> Evaluation:
     """Evaluate the unwrapped `model` on this rank's (batch number, images, labels) of the `whole` set.
 
-    Called on all ranks, also on those without a batch: the all-reduces stand behind the loop. What belongs to a
-    batch or an image travels in a place of its own, where the other ranks hold zeros, and the losses are summed in the
-    batches' order, so that all of it is the same to the bit at every world size. `wait` is called before the host reads
-    what the device has summed: where a rank has died, it may raise instead of waiting for the device without end.
+    Called on all ranks, also on those without a batch: the all-reduces come after the loop. Each batch and each image
+    has its own slot in the tensors that are all-reduced, with zeros on all other ranks, and the sums of the loss and
+    the metrics are added up in the batches' order: the result is the same to the bit at every world size. `wait` is
+    called before the host reads from the device: where a rank has died, it may raise instead of waiting without end.
     """
     k, size, batch_size, device = len(whole.classes), whole.images, whole.batch_size, whole.device
     shown = min(5, k)
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=device)  # the confusion matrix, and top-5 hits
-    losses = torch.zeros(-(-size // batch_size), dtype=torch.float64, device=device)
+    sizes = [1, *(metric.shape.numel() for metric in metrics)]
+    sums = torch.zeros(-(-size // batch_size), sum(sizes), dtype=torch.float64, device=device)  # of loss and metrics
     best = torch.zeros(size, shown, dtype=torch.int64, device=device)
     probabilities = torch.zeros(size, shown, device=device)
     was_training = model.training
@@ -105,30 +110,36 @@ def evaluate(
     for number, images, labels in batches:
         with precision_context():
             logits = averaged_logits(model, images, views)  # [n, classes]
-        losses[number] = F.cross_entropy(logits, labels, reduction="none").double().sum()
+        loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
+        found = [metric.function(logits.float(), labels).double().flatten() for metric in metrics]
+        sums[number] = torch.cat([loss[None], *found])
         cell = labels * k + logits.argmax(dim=1)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         rows = slice(number * batch_size, number * batch_size + len(labels))
         torch.topk(logits.softmax(dim=1), shown, dim=1, out=(probabilities[rows], best[rows]))
         counts[-1] += (best[rows] == labels[:, None]).sum()
     model.train(was_training)
-    for own in (counts, losses, best, probabilities):
+    for own in (counts, sums, best, probabilities):
         sum_ranks(own)
     wait()
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
+    # Row by row, so that what stands beside a sum does not change how it is rounded.
+    loss_sum, *totals = np.split(sums.T.contiguous().cpu().numpy().sum(axis=1), np.cumsum(sizes)[:-1])
     return Evaluation(
-        confusion, int(host[-1]), float(np.sum(losses.cpu().numpy())), whole.classes, best.cpu().numpy(),
-        probabilities.cpu().numpy(), whole.split,
+        confusion, int(host[-1]), float(loss_sum[0]), whole.classes, best.cpu().numpy(), probabilities.cpu().numpy(),
+        whole.split, {metric.name: metric.result(own, size) for metric, own in zip(metrics, totals, strict=True)},
     )  # fmt: skip
 
 
-def evaluate_on(model: nn.Module, test: EvaluationLoader, config: Config, watch: Watch) -> Evaluation:
+def evaluate_on(
+    model: nn.Module, test: EvaluationLoader, config: Config, watch: Watch, metrics: Sequence[Metric]
+) -> Evaluation:
     """Evaluate on a run's test images, or those held out, as its config says; on all ranks alike."""
     data, device = test.data, test.preprocess.device
     whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
     with explain_out_of_memory(device, lambda: evaluation_cures(test.batch_size)):
         return evaluate(
             model, watch.each(test, "evaluation"), whole, lambda: autocast(device, config.train.precision),
-            config.eval.views, watch.wait_for_device,
+            config.eval.views, watch.wait_for_device, metrics,
         )  # fmt: skip

@@ -42,6 +42,7 @@ from distcnn.training import build
 from distcnn.training.averaging import Averages
 from distcnn.training.batchnorm import RunningStatistics
 from distcnn.training.evaluate import Evaluation, evaluate_on
+from distcnn.training.metrics.build import Metric, build_metrics
 from distcnn.training.start_and_end import begin, finish
 
 _ALONE = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
@@ -68,6 +69,7 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     loss: build.Loss
+    metrics: tuple[Metric, ...]  # of an evaluation
     engine: Engine
     statistics: RunningStatistics  # BatchNorm's
     averages: Averages  # of the weights
@@ -102,7 +104,9 @@ class Run:
         with explain_out_of_memory(self.device, lambda: [_ALONE]):
             self.model = build.place_model(model, config, world, self.device)
             self.optimizer = make_optimizer(self.model, config.optim, self.plan.lr)
-        self.loss = build.build_loss(config, len(self.images.train.classes), self.device)
+        classes = len(self.images.train.classes)
+        self.loss = build.build_loss(config, classes, self.device)
+        self.metrics = build_metrics(config.eval, classes, self.device)
         self.progress = self.resumed.progress if self.resumed else Progress()
         self.evaluation = None
         self.store, self.watch, self.trackers = None, Watch(self.device), Trackers()
@@ -216,7 +220,7 @@ class Run:
     def evaluate(self) -> Evaluation:
         """Evaluate the weights, or their moving average, on the test images; on all ranks alike."""
         with self.averages.swapped_in():
-            found = evaluate_on(self.model, self.test_loader, self.config, self.watch)
+            found = evaluate_on(self.model, self.test_loader, self.config, self.watch, self.metrics)
         if self.world.is_main:
             with suppress(OSError):  # a full disk: it is for the report only
                 data, step = self.images.test, self.progress.step

@@ -104,17 +104,21 @@ def test_evaluation_counts_are_identical_at_every_world_size(synthetic, tmp_path
     """The whole record, loss included, is the same to the bit; also with fewer images than ranks."""
     assert run_ranks(["train", synthetic, *RESNET]).codes == [0]
     reported = metrics(tmp_path / "runs" / "tiny", "eval")[-1]
+    (tmp_path / "mine.py").write_text("def largest(logits, targets):\n    return (logits.amax(1) / 3).sum()\n")
     for size in ([], [1001], [7], [3]):
         records = []
         for ranks in (1, 2, 3, 4):
             override = ["--data.args.test", str(*size)] if size else []
             # Small batches, so that most ranks have several; one thread, as with several ranks.
             fixed = ["--eval.batch_size", "37", "--train.threads", "1"]
-            outcome = run_ranks(["evaluate", tmp_path / "runs" / "tiny", *override, *fixed], ranks)
+            own = ["--eval.metrics", "[mine:largest, f1, {top_k: {k: 2}}]"]
+            arguments = ["evaluate", tmp_path / "runs" / "tiny", *override, *fixed, *own]
+            outcome = run_ranks(arguments, ranks, cwd=tmp_path)
             assert outcome.codes == [0] * ranks, outcome.err
             records.append(json.loads(outcome.out.splitlines()[-1]))
         assert all(record == records[0] for record in records[1:])
         assert records[0]["total"] == (size[0] if size else 101)
+        assert {"largest", "f1", "top_k_2"} <= records[0].keys()
         if not size:
             assert [records[0][key] for key in ("correct", "total", "confusion")] == [
                 reported[key] for key in ("correct", "total", "confusion")

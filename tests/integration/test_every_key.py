@@ -23,15 +23,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from distcnn.config.keys import KEYS, documented_keys
 from distcnn.config.schema import named
 from distcnn.data.augment import OPERATIONS
 from distcnn.data.sources import SOURCES
 from distcnn.optim import OPTIMIZERS, SCHEDULES
+from distcnn.runs.records import further_metrics
 from distcnn.training.losses import LOSSES
+from distcnn.training.metrics import METRICS
 from tests.integration.effects import (
     Effect,
+    Expectation,
     Ran,
     Runner,
     batches_are,
@@ -436,6 +440,22 @@ def augmented(operation: str, argument: str, *values: object, **others: object) 
     return [[{operation: {argument: value, **others}}] if value else [] for value in values]
 
 
+def further(ran: Ran) -> dict[str, float]:
+    return further_metrics(ran.of("eval")[-1])
+
+
+def metrics_are(*names: list[str]) -> Expectation:
+    return values_are(lambda ran: [*further(ran)], *names)
+
+
+def f1_of_confusion(found: list[float], record: dict[str, object]) -> None:
+    """The macro and the weighted average, as scikit-learn has them."""
+    confusion = np.array(record["confusion"])
+    true = np.repeat(np.arange(len(confusion)), confusion.sum(axis=1))
+    predicted = np.concatenate([np.repeat(np.arange(len(confusion)), row) for row in confusion])
+    assert found == pytest.approx([f1_score(true, predicted, average=average) for average in ("macro", "weighted")])
+
+
 def cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
@@ -634,6 +654,14 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         steps_evaluated([1, 2, 3, 4], [2, 4], [4], [3, 4]), same_numbers]),
     "eval.batch_size": Effect([500, 7], [batches_are([40], [7, 7, 7, 7, 7, 5], training=False), losses_equal, lambda runs:
         values_are(lambda ran: ran.of("eval")[-1]["confusion"], *[runs[0].of("eval")[-1]["confusion"]] * 2)(runs)]),
+    "eval.metrics": Effect([[], ["f1"], ["f1", {"top_k": {"k": 1}}]], [
+        metrics_are([], ["f1"], ["f1", "top_k_1"]), losses_equal]),
+    "eval.metrics.f1.average": Effect([["f1"], [{"f1": {"average": "weighted"}}]], [
+        metrics_are(["f1"], ["f1_weighted"]), losses_equal, lambda runs:
+        f1_of_confusion([*further(runs[0]).values(), *further(runs[1]).values()], runs[0].of("eval")[-1])]),
+    "eval.metrics.top_k.k": Effect([[{"top_k": {"k": 1}}], [{"top_k": {"k": 5}}]], [
+        metrics_are(["top_k_1"], ["top_k_5"]), losses_equal, values_are(lambda ran: [*further(ran).values()] == [
+            ran.of("eval")[-1]["accuracy" if "top_k_1" in further(ran) else "top5_accuracy"]], True, True)]),
     "eval.views": Effect(["one", "mirror", "crops"], [views_are_averaged, losses_equal, results_differ]),
     "checkpoint.every": Effect(["1step", "2step", "1ep"], [steps_saved([1, 2, 3, 4], [2, 4], [4]), same_numbers]),
     "checkpoint.minutes": Effect([None, 1e-9, 1e6], [steps_saved([4], [1, 2, 3, 4], [4]), same_numbers]),
@@ -708,7 +736,10 @@ def test_every_key_stands_in_one_of_the_tables():
 
 # Mappings of arguments: what each built-in part takes stands in the table, argument by argument.
 ARGUMENTS_OF = {"data.args": SOURCES, "loss.args": LOSSES, "optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
-LISTS_OF = {"data.augment": OPERATIONS}  # lists of parts: each argument of each stands in the table, too
+LISTS_OF = {
+    "data.augment": OPERATIONS,
+    "eval.metrics": METRICS,
+}  # lists of parts: each argument of each stands in the table, too
 
 
 def arguments() -> list[str]:

@@ -18,6 +18,7 @@ model: {{name: more-linear, args: {{bias: false}}}}
 loss: {{name: more-margin, args: {{margin: 0.5}}}}
 optim: {{name: more-sign, lr: 0.01, args: {{shrink: 0.5}}}}
 schedule: {{name: more-halved, args: {{every: 2step}}}}
+eval: {{metrics: [{{more-rank: {{first: 1}}}}]}}
 train: {{duration: 4step, batch_size: 24, micro_batch: 4, threads: 1, device: cpu}}
 tracking: {{backends: [{{more-text: {{file: more.txt}}}}], wandb: disabled, report: false, console: false}}
 """
@@ -62,6 +63,8 @@ def test_every_part_has_done_what_it_says(run):
     evaluation = [record for record in records if record["kind"] == "eval"][-1]
     assert evaluation["total"] == 48
     assert list(evaluation["per_class"]) == ["rows", "columns"]
+    # Of two classes the true one is in the first place where it is predicted, and in the second otherwise.
+    assert evaluation["more-rank_1"] == 2 - evaluation["accuracy"]
     lines = (run / "more.txt").read_text().splitlines()
     assert f"4 test/accuracy {evaluation['accuracy']}" in lines
     assert lines[-1] == "done"
@@ -84,6 +87,7 @@ def test_its_model_is_evaluated_and_exported_in_its_format(run, path):
         ("optim.args.shrink", "much", ["optim.args.shrink = much", "valid number"]),
         ("schedule.args.each", "1ep", ["schedule.args.each", "more-halved takes every"]),
         ("loss.args.margn", "1", ["loss.args.margn", "did you mean margin?"]),
+        ("eval.metrics", "[{more-rank: {last: 1}}]", ["more-rank: last: ", "it takes first"]),
         ("data.args.count", "few", ["data.args.count = few", "valid integer"]),
         ("data.augment", "[{more-inverted: {share: x}}]", ["more-inverted: share: ", "valid number"]),
         ("tracking.backends", "[{more-text: {path: x}}]", ["more-text: path: ", "it takes file"]),

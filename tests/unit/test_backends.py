@@ -143,7 +143,7 @@ def test_a_faulty_tracker_costs_one_warning(tmp_path, package, capsys, where):
 @pytest.mark.parametrize(
     ("backends", "text"),
     [
-        ("tensorbord", "unknown; did you mean tensorboard?; valid: wandb, tensorboard, trackio, csv, or your own"),
+        ("tensorbord", "unknown; did you mean tensorboard? valid: wandb, tensorboard, trackio, csv, or your own"),
         ("lib_of_trackers:Missing", "has no attribute 'Missing'"),
         ([{"csv": {"file": "mine.txt"}}], r"csv: file: String should match pattern '\.csv$'"),
         ([{"csv": {"name": "mine.csv"}}], "csv: name: unknown argument; it takes file"),

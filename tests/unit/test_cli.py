@@ -76,7 +76,7 @@ def test_the_help_lists_the_keys(capsys, name):
         (["report", "x", "--outptu", "y"], "--outptu: unknown option; did you mean --output?"),
         (["doctor", "x"], "x: not expected here"),
         (["doctor", "--timeout", "-1"], "--timeout -1: should be a number above 0"),
-        (["doctor", "--backend", "glo"], "--backend glo: unknown; did you mean gloo?; valid: auto, gloo"),
+        (["doctor", "--backend", "glo"], "--backend glo: unknown; did you mean gloo? valid: auto, gloo"),
         (["predict", "m", "p.png", "--top"], "distcnn predict: argument --top: expected one argument; see distcnn predict --help"),
         (["evaluate", "no/such"], "no/such: no such run folder or checkpoint"),
     ],

@@ -27,11 +27,12 @@ class Table(nn.Module):
         return rows * float("nan") if self.training else rows
 
 
-def evaluated(logits, labels, batch_size=7, classes=None):
+def evaluated(logits, labels, batch_size=7, classes=None, metrics=()):
     cut = evaluation_batches(len(labels), batch_size)
     names = tuple(f"c{i}" for i in range(classes or logits.shape[1]))
     batches = [(number, torch.tensor(rows), labels[rows.start : rows.stop]) for number, rows in cut]
-    return evaluate(Table(logits), batches, WholeSet(len(labels), batch_size, names, CPU), nullcontext)
+    whole = WholeSet(len(labels), batch_size, names, CPU)
+    return evaluate(Table(logits), batches, whole, nullcontext, metrics=metrics)
 
 
 @pytest.mark.parametrize("k", [2, 4, 5, 6, 10])

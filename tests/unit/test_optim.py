@@ -96,7 +96,7 @@ def problems(section, name, **args):
         ("optim", "adam", {"eps": True}, "optim.args.eps", "should be a number, not true or false"),
         ("optim", "muon", {}, "optim.name train.precision", "use bf16"),
         ("optim", "muon", {"nesterov": False}, "optim.args.nesterov", "muon takes momentum, fixed_norm"),
-        ("optim", "sdg", {}, "optim.name", "did you mean sgd?; valid: sgd, adam, adamw, muon"),
+        ("optim", "sdg", {}, "optim.name", "did you mean sgd? valid: sgd, adam, adamw, muon"),
         ("schedule", "step", {}, "schedule.name schedule.args.milestones", "[5ep, 8ep]"),
         ("schedule", "step", {"milestones": [5]}, "schedule.args.milestones", "valid string"),
         ("schedule", "step", {"milestones": ["5"]}, "schedule.args.milestones", "a number and a unit: 10ep"),

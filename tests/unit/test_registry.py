@@ -88,7 +88,7 @@ def test_an_item_of_a_list_names_its_argument_in_the_text():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("shiftet", "unknown; did you mean shifted?; valid: shifted, blended, absent, or your own package.module:callable"),
+        ("shiftet", "unknown; did you mean shifted? valid: shifted, blended, absent, or your own package.module:callable"),
         ("furthr", "did you mean further?"),
         ("absent", "nowhere_at_all:thing: No module named 'nowhere_at_all'; looked for in the current folder"),
         ("nowhere_at_all:x", "No module named 'nowhere_at_all'"),

@@ -1,0 +1,22 @@
+"""Top-k accuracy."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from distcnn.config.schema import Int
+
+
+def top_k(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    k: Annotated[Int, Field(ge=1, description="guesses per image; with as many classes or fewer it is 1")] = 5,
+) -> Tensor:
+    """Count the images whose class is among the k of the largest logits.
+
+    Logits [n, classes], targets [n] int64; returns [] int64.
+    """
+    guesses = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (guesses == targets[:, None]).sum()
