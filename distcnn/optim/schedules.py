@@ -38,7 +38,7 @@ class Schedule:
         if self.warmup >= plan.steps > 0 and self.warmup > 0:
             raise InputError(
                 f"schedule.warmup = {config.schedule.warmup}, train.duration = {config.train.duration}: a warm-up of "
-                f"{self.warmup} steps is as long as the run, {plan.steps} steps, or longer"
+                f"{self.warmup} steps leaves none of the {plan.steps} steps for the schedule"
             )
         span = Span(plan.steps, self.warmup, in_steps)
         self.factor: Factor = SCHEDULES.build(config.schedule.name, config.schedule.args, span)

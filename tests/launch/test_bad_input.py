@@ -70,7 +70,7 @@ CASES = {
     "sync_batchnorm on the CPU": (["--model.sync_batchnorm", "true", "--train.device", "cpu"], ["needs CUDA"]),
     "mean without std": (["--data.mean", "[0.5,0.5,0.5]"], ["data.mean", "both or neither"]),
     "step schedule without steps": (["--schedule.name", "step"], ["schedule.args.milestones", "5ep"]),
-    "warm-up longer than training": (["--schedule.warmup", "9ep"], ["schedule.warmup = 9ep", "leaves nothing"]),
+    "warm-up longer than training": (["--schedule.warmup", "9ep"], ["schedule.warmup = 9ep", "leaves none"]),
     "value missing": (["--optim.lr"], ["optim.lr", "needs a value"]),
     "unknown model": (["--model.name", "resnet19"], ["model.name = resnet19", "resnet18"]),
     "model module missing": (["--model.name", "nowhere.net:Net"], ["nowhere.net:Net", "No module named"]),

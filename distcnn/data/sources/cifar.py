@@ -133,7 +133,7 @@ def _download(source: str, dataset: Any, root: Path, url: str, md5: str) -> None
             archive = partial / dataset.filename
             _fetch(url, archive)
             if not check_integrity(archive, md5):
-                raise OSError(f"the downloaded file does not have the MD5 checksum {md5}")
+                raise OSError(f"the downloaded file does not have the checksum {md5}")
         (partial / dataset.base_folder).mkdir()
         with tarfile.open(archive) as files:
             for name in _files(dataset):  # by name: the archive cannot choose what is written, or where
