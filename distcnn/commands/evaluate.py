@@ -1,4 +1,4 @@
-"""`distcnn evaluate RUN`: a trained model on its run's test images."""
+"""`distcnn evaluate RUN`: evaluate a trained model on its run's test images."""
 
 import argparse
 import json
@@ -13,7 +13,9 @@ from distcnn.runs.records import further_metrics
 
 def evaluate(parser: Parser) -> Handler:
     """Evaluate a run's newest checkpoint, or a given one."""
-    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", type=_model, help="a run folder, or a file in one")
+    parser.add_argument(
+        "model", metavar="RUN_OR_CHECKPOINT", type=_model, help="a run folder, a checkpoint, or a model.safetensors"
+    )
     parser.add_settings(list_keys=True)
     return run
 
@@ -25,7 +27,7 @@ def _model(text: str) -> Path:
 
 
 def run(options: Options) -> None:
-    """Evaluate and, on rank 0, print accuracies and, last, a JSON object as in metrics.jsonl. Raises DistcnnError."""
+    """Evaluate and, on rank 0, print the accuracies and then an eval record as JSON. Raises DistcnnError."""
     world = world_from(os.environ)
     from distcnn.inference.evaluate import evaluate_checkpoint
 

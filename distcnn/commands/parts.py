@@ -1,4 +1,4 @@
-"""`distcnn parts [KIND [NAME …]]`: what can be named in a config, and what each of it takes."""
+"""`distcnn parts [KIND [NAME …]]`: the parts that a config can name, and their arguments."""
 
 from distcnn.arguments import REQUIRED, Argument
 from distcnn.commands import COMMANDS
@@ -16,14 +16,14 @@ from distcnn.training.losses import LOSSES
 from distcnn.training.metrics import METRICS
 
 EPILOG = """examples:
-  distcnn parts                     every kind, with its names
-  distcnn parts optimizers          what each optimizer does and takes
+  distcnn parts                     every kind, with the names of its parts
+  distcnn parts optimizers          each optimizer's description and arguments
   distcnn parts optimizers torch.optim:RMSprop
 
-An installed package adds parts by entry points of the group distcnn.KIND; a part of your own needs none: name it as
-package.module:callable.
+An installed package adds parts by entry points of the group distcnn.KIND. Your own parts need no entry point: name them
+as package.module:callable.
 """
-# Each kind, and where the config names it.
+# Each kind, and where its parts are named.
 KINDS = {
     parts.kind: (parts, where)
     for parts, where in (
@@ -35,7 +35,7 @@ KINDS = {
         (SOURCES, "data.source"),
         (OPERATIONS, "data.augment"),
         (TRACKERS, "tracking.backends"),
-        (LAUNCHERS, "found by the environment"),
+        (LAUNCHERS, "detected in the environment"),
         (FORMATS, "distcnn export --format"),
         (COMMANDS, "distcnn COMMAND"),
     )
@@ -51,13 +51,13 @@ def parts(parser: Parser) -> Handler:
 
 
 def run(options: Options) -> None:
-    """Print them. A part that cannot be imported is listed with the reason. Raises InputError for one asked by name."""
+    """Print the parts, with the reason if one cannot be imported. Raises InputError if that one was named."""
     if options.kind is None:
         for kind, (known, where) in KINDS.items():
             print(f"{kind} ({where}): {', '.join(known.targets)}")
         return
     known, where = KINDS[options.kind]
-    print(f"{options.kind}, named in {where}")
+    print(f"{options.kind} ({where})")
     for name in options.names or known.targets:
         try:
             print("\n".join(["", *_described(known, name)]))

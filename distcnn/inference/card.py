@@ -1,4 +1,4 @@
-"""The model card of an export: Markdown with YAML front matter, as the Hugging Face hub reads it.
+"""The model card of an export: Markdown with YAML front matter, in the format of the Hugging Face Hub.
 
 https://huggingface.co/docs/hub/model-cards
 """
@@ -33,9 +33,10 @@ probabilities = session.run(None, {{"images": np.asarray(image)[None]}})[0]  # [
 
 
 def card(trained: Trained, given: str, differences: Mapping[str, float], compared: int) -> str:
-    """Return the text of README.md, for files whose largest differences on `compared` images are these.
+    """Return the text of README.md.
 
-    `given` is the path by which the model was named, and names it here where its config does not.
+    `differences` maps each file to the largest difference of its probabilities from PyTorch's, on `compared` images.
+    The stem of the path `given` names the model if its config does not.
     """
     name, found = trained.config.name or Path(given).stem, _evaluated(trained)
     settings = flatten(trained.description.config)
@@ -46,10 +47,10 @@ def card(trained: Trained, given: str, differences: Mapping[str, float], compare
         _use(trained),
         *([_ONNX.format(size=trained.description.image_size)] if "model.onnx" in differences else []),
         "## Evaluation\n",
-        *(_evaluation(found) if found else ["No evaluation of this state is on record.\n"]),
-        f"## Files\n\nTheir probabilities beside PyTorch's own, in float32, on {compared:,} real images:\n",
+        *(_evaluation(found) if found else ["The run's log holds no evaluation of this checkpoint.\n"]),
+        f"## Files\n\nCompared with PyTorch's probabilities, in float32, on {compared:,} real images:\n",
         _table("file", "largest difference", ((f"`{file}`", f"{one:.2g}") for file, one in differences.items())),
-        f"## Recipe\n\nOf distcnn {__version__}:\n\n```yaml\n{_yaml(recipe)}```\n",
+        f"## Recipe\n\nA config for distcnn {__version__}:\n\n```yaml\n{_yaml(recipe)}```\n",
     ]
     return "\n".join(parts)
 
@@ -86,7 +87,7 @@ def _use(trained: Trained) -> str:
     return (
         f"`{config.model.name}` for {size}×{size} images of {len(classes)} classes: {names}.\n\n## Use\n\n"
         f"Input: uint8 `[n, {size}, {size}, 3]`, RGB: an image turned upright, its shorter side resized to {size} "
-        f"pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(classes)}]`. Inside: the "
+        f"pixels (bicubic), the centre cropped. Output: float32 probabilities `[n, {len(classes)}]`. Included: the "
         f"normalisation (mean {mean}; standard deviation {std}, of values in 0…1){average}.\n"
     )
 
@@ -96,8 +97,8 @@ def _evaluation(found: Record) -> list[str]:
     rows = ((_line(c), "no images" if a is None else f"{a:.2%}") for c, a in found["per_class"].items())
     return [
         f"{found['accuracy']:.2%} ({found['correct']} of {found['total']}) of the {found['split']} images, loss "
-        f"{loss}, after step {found['step']} (epoch {found['epoch']}), as trained: precision "
-        "and views are those of the recipe below.\n",
+        f"{loss}, after step {found['step']} (epoch {found['epoch']}), with the precision and views of the recipe "
+        "below.\n",
         *(
             [_table("metric", "value", ((_line(name), f"{one:.4f}") for name, one in further.items()))]
             if further
@@ -117,7 +118,7 @@ def _table(left: str, right: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _evaluated(trained: Trained) -> Record | None:
-    """The run's evaluation of this very step, if its log has all of it."""
+    """Return the run's evaluation of the checkpoint's step, None if its log holds no complete one."""
     folder = trained.path.parent if is_safetensors(trained.path) else trained.path.parent.parent
     try:
         evaluations = read_history(folder).evaluations
@@ -128,6 +129,6 @@ def _evaluated(trained: Trained) -> Record | None:
 
 
 def _line(text: str) -> str:
-    """A name that breaks neither a table nor the text around it."""
+    """Escape a name so that it breaks neither a table nor the text around it."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in text)
     return " ".join(escaped.split())
