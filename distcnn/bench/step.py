@@ -63,7 +63,7 @@ def measure_step(config: Config, world: World, steps: int, warmup: int, *, micro
     seconds = Spread.of(loaded.sum(dim=1).tolist())
     return {
         "model": config.model.name,
-        "parameters": plan.parameters,
+        "parameters": trained.workload.parameters,
         "precision": precision,
         "channels_last": config.model.channels_last,
         "image_size": fixed[0].images.shape[-1],
@@ -71,8 +71,8 @@ def measure_step(config: Config, world: World, steps: int, warmup: int, *, micro
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
         "ranks": plan.world_size,
-        "threads": plan.threads,
-        "device": plan.device,
+        "threads": trained.workload.threads,
+        "device": trained.workload.device,
         "engine": engine_of(config, world).__name__,
         "torch": torch.__version__,
         "images_per_s": asdict(rate),

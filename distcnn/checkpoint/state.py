@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from distcnn.checkpoint.file import ValidFile
-from distcnn.config.plan import Plan
+from distcnn.config.plan import Plan, Workload
 from distcnn.data.normalize import Normalize
 from distcnn.errors import InputError
 
@@ -43,6 +43,7 @@ class Checkpoint:
     progress: Progress
     config: dict[str, Any]  # the run's settings, nested plain values
     plan: Plan
+    workload: Workload
     classes: tuple[str, ...]
     image_size: int  # pixels
     normalize: Normalize

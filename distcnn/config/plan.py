@@ -22,11 +22,6 @@ class Plan:
     eval_every: int  # steps
     checkpoint_every: int  # steps
     lr: float  # peak, after scaling
-    parameters: int
-    forward_flops: int  # an image of full size; a training step costs about three times that
-    device: str
-    precision: str
-    threads: int
 
     @property
     def epochs(self) -> float:
@@ -48,17 +43,18 @@ class Plan:
         return min(self.batch_size, self.train_images - done)
 
 
-def make_plan(
-    config: Config,
-    *,
-    train_images: int,
-    test_images: int,
-    world_size: int,
-    parameters: int,
-    forward_flops: int,
-    device: str,
-    threads: int,
-) -> Plan:
+@dataclass(frozen=True)
+class Workload:
+    """The network and the device of one rank: for the reader, no number of the run depends on it."""
+
+    parameters: int
+    forward_flops: int  # per image of full size; a training step costs about three times that
+    device: str
+    precision: str
+    threads: int
+
+
+def make_plan(config: Config, *, train_images: int, test_images: int, world_size: int) -> Plan:
     """Turn durations into steps and the global batch into each rank's share.
 
     Raises InputError for an empty epoch, or for ranks that would wait for each other without end.
@@ -87,11 +83,6 @@ def make_plan(
         eval_every=to_steps(config.eval.every, batch, steps_per_epoch),
         checkpoint_every=to_steps(config.checkpoint.every, batch, steps_per_epoch),
         lr=scaled_lr(config),
-        parameters=parameters,
-        forward_flops=forward_flops,
-        device=device,
-        precision=config.train.precision,
-        threads=threads,
     )
 
 

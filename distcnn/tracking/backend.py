@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from distcnn.config.plan import Plan
+from distcnn.config.plan import Plan, Workload
 from distcnn.config.schema import Config
 from distcnn.config.settings import to_dict
 from distcnn.runs.history import History, read_history
@@ -23,12 +23,13 @@ class TrackedRun:
     id: str  # eight hexadecimal digits, the same after every resume
     config: Config
     plan: Plan
+    workload: Workload
     start_step: int = 0  # optimizer steps before this start: 0, or those of the resumed checkpoint
 
     @property
     def settings(self) -> dict[str, Any]:
         """The config as in config.yaml, with the plan as `plan`, as nested plain values."""
-        return to_dict(self.config) | {"plan": asdict(self.plan)}
+        return to_dict(self.config) | {"plan": asdict(self.plan) | asdict(self.workload)}
 
     def history(self) -> History:
         """Read what the run has written so far. Raises InputError if the folder has no metrics.jsonl."""

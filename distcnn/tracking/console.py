@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distcnn.config.plan import Plan
+from distcnn.config.plan import Plan, Workload
 from distcnn.runs.records import Record, further_metrics
 from distcnn.text import plural
 from distcnn.tracking.live import LiveDisplay
@@ -18,14 +18,13 @@ from distcnn.tracking.live import LiveDisplay
 class ConsoleTracker:
     """A Tracker that prints to stdout; rich decides what a terminal, a pipe or NO_COLOR can take.
 
-    `last_checkpoint` names the newest one; it is called in the display's thread.
+    `header` is printed first. `last_checkpoint` names the newest one; it is called in the display's thread.
     """
 
     def __init__(
         self,
         plan: Plan,
-        title: str,
-        launcher: str,
+        header: Table,
         start_step: int = 0,
         console: Console | None = None,
         restarts: int = 0,
@@ -34,7 +33,7 @@ class ConsoleTracker:
         # Open MPI gives each rank a terminal of its own, wherever mpirun's output goes.
         terminal = False if "OMPI_COMM_WORLD_RANK" in os.environ else None
         self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True, force_terminal=terminal)
-        self.console.print(plan_table(plan, title, launcher))
+        self.console.print(header)
         self.started, self.start_step = time.perf_counter(), start_step
         self.losses: list[float] = []
         self.speeds: list[float] = []
@@ -102,10 +101,10 @@ def _evaluated(record: Record) -> str:
     return "  ".join([*parts, *(f"{key} {value:.4g}" for key, value in further_metrics(record).items())])
 
 
-def plan_table(plan: Plan, name: str, launcher: str) -> Table:
+def plan_table(plan: Plan, workload: Workload, name: str, launcher: str) -> Table:
     """Make the table of the run's arithmetic, printed at its start."""
     ranks = plural(plan.world_size, "rank")
-    total = 3 * plan.forward_flops * plan.steps * plan.batch_size / 1e12
+    total = 3 * workload.forward_flops * plan.steps * plan.batch_size / 1e12
     return fields_table(
         name,
         {
@@ -113,10 +112,10 @@ def plan_table(plan: Plan, name: str, launcher: str) -> Table:
             "steps": f"{plan.steps} ({plan.epochs:.4g} epochs of {plan.steps_per_epoch})",
             "images": f"{plan.train_images:,} for training, {plan.test_images:,} for testing",
             "learning rate": f"{plan.lr:.4g} at its peak",
-            "parameters": f"{plan.parameters:,}",
-            "FLOPs": f"{plan.forward_flops / 1e6:,.1f} M forward an image; about {total:,.1f} T for the training",
-            "device": f"{plan.device}, {plan.threads} threads a rank",
-            "precision": plan.precision,
+            "parameters": f"{workload.parameters:,}",
+            "FLOPs": f"{workload.forward_flops / 1e6:,.1f} M forward an image; about {total:,.1f} T for the training",
+            "device": f"{workload.device}, {workload.threads} threads per rank",
+            "precision": workload.precision,
             "launcher": launcher,
         },
     )

@@ -9,7 +9,7 @@ from distcnn.report import page as report_page
 from distcnn.tracking import TRACKERS
 from distcnn.tracking.backend import Backend, TrackedRun
 from distcnn.tracking.base import Tracker
-from distcnn.tracking.console import ConsoleTracker
+from distcnn.tracking.console import ConsoleTracker, plan_table
 from distcnn.tracking.jsonl import JsonlTracker
 from distcnn.tracking.report import ReportTracker
 from distcnn.tracking.threaded import ThreadedTracker
@@ -38,9 +38,8 @@ def open_trackers(run: TrackedRun, launcher: str, last_checkpoint: Callable[[], 
     if tracking.console:
         title = f"{run.folder.name}: {run.config.model.name} on {run.config.data.source}"
         restarts = len(run.history().starts) if run.start_step else 0
-        yield ConsoleTracker(
-            run.plan, title, launcher, run.start_step, restarts=restarts, last_checkpoint=last_checkpoint
-        )
+        header = plan_table(run.plan, run.workload, title, launcher)
+        yield ConsoleTracker(run.plan, header, run.start_step, restarts=restarts, last_checkpoint=last_checkpoint)
     if tracking.report and not report_page.missing():
         yield ReportTracker(run.folder)
     for name, args in map(named, tracking.backends):

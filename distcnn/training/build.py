@@ -13,7 +13,7 @@ import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
 
-from distcnn.config.plan import Plan, make_plan
+from distcnn.config.plan import Plan, Workload, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
 from distcnn.data import augment
@@ -119,16 +119,18 @@ def build_network(config: Config, images: Images) -> nn.Module:
     return model
 
 
-def build_plan(config: Config, world: World, images: Images, model: nn.Module, device: torch.device) -> Plan:
+def build_plan(config: Config, world: World, images: Images) -> Plan:
     """Do the arithmetic of the run. Raises InputError."""
-    return make_plan(
-        config,
-        train_images=len(images.train),
-        test_images=len(images.test),
-        world_size=world.size,
+    return make_plan(config, train_images=len(images.train), test_images=len(images.test), world_size=world.size)
+
+
+def workload(config: Config, images: Images, model: nn.Module, device: torch.device) -> Workload:
+    """Describe what this rank computes, and on what."""
+    return Workload(
         parameters=sum(p.numel() for p in model.parameters()),
         forward_flops=forward_flops(model, images.train.images.shape[1]),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        precision=config.train.precision,
         threads=torch.get_num_threads(),
     )
 
@@ -155,10 +157,10 @@ def build_loss(config: Config, classes: int, device: torch.device) -> Loss:
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
-def check_alike(config: Config, world: World, plan: Plan, step: int) -> None:
-    """Raise on all ranks if they have come for different runs; devices and threads may differ."""
-    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step, **asdict(plan)}
-    check_same({key: own[key] for key in own if key not in ("device", "threads")})
+def check_alike(config: Config, world: World, plan: Plan, workload: Workload, step: int) -> None:
+    """Raise on all ranks if they were started for different runs; devices and threads may differ."""
+    network = {"parameters": workload.parameters, "precision": workload.precision}
+    check_same({"engine": engine_of(config, world).__name__, "checkpoint's step": step, **network, **asdict(plan)})
 
 
 def step_options(config: Config, plan: Plan) -> StepOptions:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from distcnn.checkpoint.resume import find_checkpoint
 from distcnn.checkpoint.state import Checkpoint, Progress
 from distcnn.checkpoint.writer import CheckpointWriter
-from distcnn.config.plan import Plan
+from distcnn.config.plan import Plan, Workload
 from distcnn.config.schema import Config, OptimConfig
 from distcnn.config.settings import to_dict
 from distcnn.data.augment.pipeline import Pipeline
@@ -62,6 +62,7 @@ class Run:
     world: World
     device: torch.device
     plan: Plan
+    workload: Workload
     images: build.Images
 
     # What it is made of
@@ -97,7 +98,8 @@ class Run:
         self.device, _ = set_up_device(config, world)
         self.images = build.read_images(config, world, self.device)
         model = build.build_network(config, self.images)
-        self.plan = build.build_plan(config, world, self.images, model, self.device)
+        self.plan = build.build_plan(config, world, self.images)
+        self.workload = build.workload(config, self.images, model, self.device)
         self.schedule = Schedule(config, self.plan)
         self.pipeline = build.augmentation(config, self.plan, self.images, model)
         self.resumed, self.damaged = find_checkpoint(config, self.plan, model)
@@ -117,7 +119,7 @@ class Run:
         backend, timeout_s = backend_of(self.config, self.device), self.config.train.timeout
         group = process_group(self.world, device=self.device, backend=backend, timeout_s=timeout_s)
         with group as self.store, self.enough_memory():
-            build.check_alike(self.config, self.world, self.plan, self.progress.step)
+            build.check_alike(self.config, self.world, self.plan, self.workload, self.progress.step)
             yield
 
     @contextmanager
@@ -236,10 +238,10 @@ class Run:
         return on_main(self.writer.wait, "rank 0 to write the checkpoint") if wait else ""
 
     def checkpoint(self) -> Checkpoint:
-        """All that it takes to continue the run; its tensors are those that are trained."""
+        """The complete state of the run; its tensors are not copied."""
         data = self.images.train
         return Checkpoint(
             self.model.state_dict(), **self.engine.state_dict(), averages=self.averages.state_dict(),
-            progress=self.progress, config=to_dict(self.config), plan=self.plan, classes=data.classes,
-            image_size=data.images.shape[1], normalize=self.images.normalize,
+            progress=self.progress, config=to_dict(self.config), plan=self.plan, workload=self.workload,
+            classes=data.classes, image_size=data.images.shape[1], normalize=self.images.normalize,
         )  # fmt: skip

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from distcnn.checkpoint.file import Checkpoints, step_of
+from distcnn.checkpoint.state import Checkpoint
 from distcnn.checkpoint.weights import save_safetensors
 from distcnn.checkpoint.writer import CheckpointWriter
-from distcnn.config.plan import Plan
 from distcnn.config.settings import to_yaml
 from distcnn.config.tree import diff
 from distcnn.distributed.collectives import on_main
@@ -39,8 +39,8 @@ def begin(run: Run) -> CheckpointWriter:
     run.stop.begin(run.config.train.timeout)
     start = event("started", step, f"{run.plan.steps} steps")
     if run.resumed:
-        start = event("resumed", step, _what_changed(run, run.resumed.plan))
-    details = {"launcher": world.launcher, **environment.describe(), "plan": asdict(run.plan)}
+        start = event("resumed", step, _what_changed(run, run.resumed))
+    details = {"launcher": world.launcher, **environment.describe(), "plan": asdict(run.plan) | asdict(run.workload)}
     on_main(lambda: _open_files(run), "rank 0 to open its trackers")
     run.log(start | {"environment": details})
     if advice := slow_precision(run.config, run.device):
@@ -58,16 +58,17 @@ def _open_files(run: Run) -> None:
     try:
         with atomic_file(folder / "config.yaml") as file:
             file.write_text(to_yaml(run.config), encoding="utf-8")
-        tracked = TrackedRun(folder, run_id(folder), run.config, run.plan, run.progress.step)
+        tracked = TrackedRun(folder, run_id(folder), run.config, run.plan, run.workload, run.progress.step)
         launcher = f"{run.world.launcher}, {describe_network(run.world)}"
         run.trackers.trackers += open_trackers(tracked, launcher, newest_checkpoint)
     except OSError as error:
         raise InputError(f"output_dir: {folder}: {error.strerror}; not writable, or no disk space") from error
 
 
-def _what_changed(run: Run, plan: Plan) -> str:
+def _what_changed(run: Run, resumed: Checkpoint) -> str:
     keys = ("world_size", "micro_batch", "accumulation", "threads", "device")
-    before, now = ({key: asdict(one)[key] for key in keys} for one in (plan, run.plan))
+    both = ((resumed.plan, resumed.workload), (run.plan, run.workload))
+    before, now = ({key: (asdict(plan) | asdict(workload))[key] for key in keys} for plan, workload in both)
     changed = "".join(f"; {change}" for change in diff(before, now))
     skipped = f"; skipped damaged checkpoints: {', '.join(path.name for path in run.damaged)}" if run.damaged else ""
     return f"at step {run.progress.step} of {run.plan.steps}{changed}{skipped}"

@@ -30,7 +30,7 @@ def exchanges(run: Run) -> list[float]:
     for _ in range(3):
         exchanged = 0
         train_step(run, batches)
-        counts.append(exchanged / run.plan.parameters)
+        counts.append(exchanged / run.workload.parameters)
     return counts
 
 

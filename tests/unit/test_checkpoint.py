@@ -11,7 +11,7 @@ import torch
 
 from distcnn.checkpoint.file import Checkpoints, is_valid, open_valid, seal
 from distcnn.checkpoint.state import Checkpoint, Progress
-from distcnn.config.plan import make_plan
+from distcnn.config.plan import Workload, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import to_dict
 from distcnn.data.normalize import Normalize
@@ -294,12 +294,10 @@ def test_a_full_disk_after_damaged_checkpoints_leaves_the_whole_one(tmp_path, mo
 
 
 def of_a_run():
-    plan = make_plan(
-        Config(), train_images=64, test_images=16, world_size=1, parameters=1, forward_flops=1, device="cpu", threads=1
-    )
+    plan = make_plan(Config(), train_images=64, test_images=16, world_size=1)
     return Checkpoint(
         {"w": torch.ones(2)}, optimizer={"state": {}}, scaler={}, averages={"ema": []}, progress=Progress(7, 0.5, 3),
-        config=to_dict(Config()), plan=plan, classes=("a", "ä"), image_size=16,
+        config=to_dict(Config()), plan=plan, workload=Workload(1, 1, "cpu", "fp32", 1), classes=("a", "ä"), image_size=16,
         normalize=Normalize((0.5,) * 3, (0.25,) * 3),
     )  # fmt: skip
 

@@ -11,8 +11,7 @@ from tests.records import metrics
 
 def plan(micro=32, world=1):
     config = Config(train=TrainConfig(batch_size=128, micro_batch=micro))
-    return make_plan(config, train_images=1280, test_images=10, world_size=world, parameters=1, forward_flops=1,
-                     device="cuda", threads=1)  # fmt: skip
+    return make_plan(config, train_images=1280, test_images=10, world_size=world)
 
 
 def said(points, **options):

@@ -156,12 +156,12 @@ def test_flops_are_those_of_a_hand_calculation():
     [("simplecnn", "simple_cnn"), ("resnet81", "resnet18"), ("mobilenet_v3_smal", "mobilenet_v3_small")],
 )
 def test_an_unknown_name_gives_the_nearest(name, meant):
-    ((keys, message),) = MODELS.problems(name, {}, None, "model.name")
+    ((keys, message),) = MODELS.problems(name, {}, None, "model.name", "model.args")
     assert keys == ("model.name",)
     assert meant in message.split(";")[1]
     assert all(known in message for known in MODELS.builtin)
     assert refused(name, 10, 32) == f"model.name = {name}: {message}"
-    assert list(MODELS.problems(meant, {}, None, "model.name")) == []
+    assert list(MODELS.problems(meant, {}, None, "model.name", "model.args")) == []
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from distcnn.optim.schedules import Schedule
 
 
 def plan_of(config, images=1000, world=1):
-    return make_plan(config, train_images=images, test_images=10, world_size=world, parameters=1, forward_flops=2,
-                     device="cpu", threads=3)  # fmt: skip
+    return make_plan(config, train_images=images, test_images=10, world_size=world)
 
 
 def rates(steps=100, lr=0.4, **schedule):

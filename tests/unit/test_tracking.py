@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from distcnn.config.plan import make_plan
+from distcnn.config.plan import Workload, make_plan
 from distcnn.config.schema import Config, TrainConfig
 from distcnn.tracking.base import Trackers
 from distcnn.tracking.console import ConsoleTracker, plan_table
@@ -69,10 +69,12 @@ def test_starting_anew_drops_all_that_was_there(tmp_path):
     assert path.read_text() == ""
 
 
+WORKLOAD = Workload(parameters=12345, forward_flops=2_000_000, device="cpu", precision="fp32", threads=3)
+
+
 def plan(images=50, batch=10, duration="3ep", world=1, micro=None):
     config = Config(train=TrainConfig(batch_size=batch, duration=duration, micro_batch=micro))
-    return make_plan(config, train_images=images, test_images=10, world_size=world, parameters=12345,
-                     forward_flops=2_000_000, device="cpu", threads=3)  # fmt: skip
+    return make_plan(config, train_images=images, test_images=10, world_size=world)
 
 
 def console():
@@ -81,7 +83,7 @@ def console():
 
 def tracker_on(out, plan, start_step=0):
     """A tracker whose plan table, which the constructor prints, has been read already."""
-    tracker = ConsoleTracker(plan, "run", "single", start_step, out)
+    tracker = ConsoleTracker(plan, plan_table(plan, WORKLOAD, "run", "single"), start_step, out)
     assert f"{plan.steps} ({plan.epochs:g} epochs of 5)" in out.file.getvalue()
     out.file.seek(0)
     out.file.truncate()
@@ -141,7 +143,7 @@ def test_the_final_table_holds_the_summary_as_it_is():
 
 def test_the_plan_table_prints_the_arithmetic():
     out = console()
-    out.print(plan_table(plan(images=1000, batch=120, duration="2ep", world=3, micro=10), "run", "torchrun"))
+    out.print(plan_table(plan(images=1000, batch=120, duration="2ep", world=3, micro=10), WORKLOAD, "run", "torchrun"))
     text = out.file.getvalue()
     arithmetic = "10 per rank × 3 ranks × 4 accumulated = 120"
     for part in (arithmetic, "18 (2 epochs of 9)", "1,000 for training, 10 for testing", "12,345", "2.0 M forward"):
