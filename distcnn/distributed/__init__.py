@@ -1,1 +1,1 @@
-"""Ranks: who am I, how do ranks meet, talk, stop and end."""
+"""Ranks: launchers, rendezvous, collectives, signals, hang detection and exit codes."""

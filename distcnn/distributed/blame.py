@@ -1,4 +1,4 @@
-"""Which ranks are to blame when nothing moves, and what is said of them."""
+"""Which ranks hold up the others in a hang, and the lines of the report about them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,13 +6,13 @@ from distcnn.distributed.heartbeat import Heartbeat, Heartbeats
 
 
 def blamed(heartbeats: Heartbeats, missing: set[int]) -> Iterator[str]:
-    """Yield the lines of a report: the missing ranks, else those that are behind, each with its place and its stack.
+    """Yield the report's lines: the missing ranks, else those behind the others, each with its phase and stack.
 
-    A missing process of this host is killed, so that its launcher does not wait for it.
+    Kills a missing process of this host, so that its launcher does not wait for it.
     """
     ranks = missing or behind(heartbeats.newest)
     if ranks == heartbeats.ranks:
-        yield "all ranks stand at the same place: is the network between them broken?"
+        yield "all ranks are at the same place: is the network between them broken?"
         ranks = {heartbeats.me}
     for rank in sorted(ranks & set(heartbeats.newest)):
         one = heartbeats.newest[rank]
@@ -25,14 +25,14 @@ def blamed(heartbeats: Heartbeats, missing: set[int]) -> Iterator[str]:
         )
         yield one.stack.rstrip()
         if rank in missing and one.process.kill():
-            yield f"rank {rank}'s process is killed, so that nobody waits for it"
+            yield f"killed rank {rank}'s process, so that its launcher does not wait for it"
 
 
 def behind(heartbeats: Mapping[int, Heartbeat]) -> set[int]:
-    """Return the ranks that are behind; all of them where none is.
+    """Return the ranks that are behind the others; all of them if they are at the same place.
 
-    Where a device stands still, the hosts go on until they come to wait for theirs, or have issued as much as it takes.
-    So the devices count, where all are known and differ, and otherwise the hosts.
+    If a device hangs, the hosts run on until they synchronize with theirs or its launch queue is full. So the devices
+    are compared, if all are known and they differ, and otherwise the hosts.
     """
     devices = {rank: one.device for rank, one in heartbeats.items() if one.device is not None}
     if len(devices) == len(heartbeats) and len({*devices.values()}) > 1:

@@ -1,4 +1,4 @@
-"""The few collectives distcnn needs; the identity where no process group stands. Call each on all ranks or none."""
+"""Collectives: call each on all ranks or none. Without a process group each is the identity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,21 +14,21 @@ T = TypeVar("T")
 
 
 def sum_ranks(tensor: Tensor) -> Tensor:
-    """Sum over the ranks, in place; returns `tensor`."""
+    """Sum a tensor over the ranks, in place; return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_main(tensors: Sequence[Tensor]) -> None:
-    """Give every rank the values of rank 0, in place."""
+    """Broadcast rank 0's tensors, in place."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def stack_ranks(tensor: Tensor) -> Tensor:
-    """[…] on each rank → [world, …] on all, in the order of the ranks."""
+    """Gather each rank's tensor, […] → [world size, …], by rank, on all ranks."""
     if not dist.is_initialized():
         return tensor[None]
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -37,7 +37,7 @@ def stack_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(own: T) -> list[T]:
-    """Each rank's plain picklable data, on all, in the order of the ranks."""
+    """Gather each rank's picklable object into a list, by rank, on all ranks."""
     if not dist.is_initialized():
         return [own]
     box: list[Any] = [None] * dist.get_world_size()
@@ -46,7 +46,7 @@ def gather_objects(own: T) -> list[T]:
 
 
 def check_same(own: dict[str, Any]) -> None:
-    """Ranks that were started differently would train, each a bit of something else: raises on all of them alike."""
+    """Raise DistcnnError on all ranks if any value differs between them: they were started differently."""
     with waiting("the other ranks to read their data and checkpoint"):
         first, *others = gather_objects(own)
     different = [
@@ -63,9 +63,9 @@ def check_same(own: dict[str, Any]) -> None:
 
 
 def on_main(decide: Callable[[], T], what: str) -> T:
-    """Decide on rank 0 alone; all ranks get its answer (plain picklable data), or raise its InputError alike.
+    """Call `decide` on rank 0 alone; return its picklable result, or raise its InputError, on all ranks.
 
-    `what` the others wait for is said where it takes long, as in "rank 0 to make the folder".
+    `what` the others wait for is announced if it takes long, as in "rank 0 to make the folder".
     """
     if not dist.is_initialized():
         return decide()

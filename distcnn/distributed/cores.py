@@ -1,4 +1,4 @@
-"""How many CPU cores there are for this process."""
+"""The CPU cores available to this process."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Waiting for the device without losing sight of the other ranks."""
+"""Wait for the device, but not for a rank that is lost."""
 
 import time
 from collections.abc import Callable
@@ -6,22 +6,21 @@ from typing import Protocol
 
 import torch
 
-_FIRST_S, _LAST_S = 50e-6, 0.01  # pauses between two looks
+_FIRST_S, _LAST_S = 50e-6, 0.01  # pauses between queries
 
 
 class Mark(Protocol):
-    """A place in the device's work: a torch.cuda.Event."""
+    """A point in the device's stream: a torch.cuda.Event."""
 
     def query(self) -> bool:
-        """Whether the device has come to it; waits for nothing."""
+        """Whether the device has reached it; returns at once."""
 
 
 def wait_for_device(device: torch.device, lost: Callable[[], Exception | None]) -> float:
-    """Wait until the device has done all that the current stream was given; returns the seconds it took.
+    """Wait until the device has finished the current stream's work; return the seconds. A no-op on a CPU.
 
-    To read a value (`.cpu()`) would wait too, but in a place that nothing can call the thread back from: where a rank
-    has died, NCCL's kernels wait for it without end, and the device with them. Here `lost` is asked again and again,
-    and the exception that it returns is raised. On a CPU nothing happens.
+    Reading a value (`.cpu()`) would wait too, but could not be interrupted: if a rank has died, NCCL's kernels, and the
+    device with them, wait for it forever. This polls `lost` and raises the exception that it returns.
     """
     if device.type != "cuda":
         return 0.0
@@ -31,11 +30,11 @@ def wait_for_device(device: torch.device, lost: Callable[[], Exception | None]) 
 
 
 def wait_for(mark: Mark, lost: Callable[[], Exception | None]) -> float:
-    """Look at the mark until it is come to; returns the seconds that took, or raises what `lost` returns."""
+    """Poll the mark until it is reached; return the seconds, or raise what `lost` returns."""
     began = time.monotonic()
     while not mark.query():
         if error := lost():
             raise error
         passed = time.monotonic() - began
-        time.sleep(min(max(passed / 100, _FIRST_S), _LAST_S))  # the device idles for 1 % of the wait at most
+        time.sleep(min(max(passed / 100, _FIRST_S), _LAST_S))  # at most 1 % of the wait is added
     return time.monotonic() - began

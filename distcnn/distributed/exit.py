@@ -1,4 +1,4 @@
-"""How ranks end: which of them prints an error, how long others wait for it, and how a launcher hears of the code."""
+"""How ranks exit: which of them prints an error, how long the others wait, and how the launcher gets the exit code."""
 
 import os
 import re
@@ -35,16 +35,16 @@ _TITLES = {
     StoppedError: "stopped",
     OutOfMemoryError: "out of memory",
 }
-# Seconds that a rank waits before it prints or exits, for its launcher to end it meanwhile.
-_FIRST_SPEAKS_S = 2  # the rank that failed first prints at once
+# Seconds that a rank waits before it prints or exits, for its launcher to end it first.
+_FIRST_PRINTS_S = 2  # the rank that failed first prints at once
 _UNDER_TORCHRUN_S = 60  # the wait ends with rank 0's exit
 _OTHERWISE_S = 5  # no launcher may end this rank
 
 
 def exit_code_of(command: Callable[[], None]) -> int:
-    """Run `command` as this rank's part of it; print how it failed, from one rank, and return the exit code."""
+    """Run `command` on this rank and return the exit code; print an error from one rank."""
     code = EXIT_FAILED
-    _tell_launcher("")
+    _publish_exit_code("")
     try:
         command()
         code = EXIT_OK
@@ -53,67 +53,67 @@ def exit_code_of(command: Callable[[], None]) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
     except Exception as error:
-        _tell_launcher(EXIT_FAILED)
+        _publish_exit_code(EXIT_FAILED)
         if lost_contact(error):
-            time.sleep(_FIRST_SPEAKS_S)
+            time.sleep(_FIRST_PRINTS_S)
             reason = str(error).splitlines()[0]
-            _print(DistcnnError(f"{reason}\nThis rank lost another one in the middle of an exchange; that one, or its "
-                                "launcher, says why, unless it was killed"))  # fmt: skip
+            _print(DistcnnError(f"{reason}\nLost contact with another rank during a collective: for the cause see "
+                                "that rank's output, or its launcher's"))  # fmt: skip
         else:
             traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    _tell_launcher(code)
+    _publish_exit_code(code)
     return code
 
 
 def end_at_once(error: DistcnnError) -> None:
-    """End the process with the error's exit code, from a thread beside the main one, which may be anywhere."""
+    """End the process with the error's exit code. Called from a helper thread: the main thread may be blocked."""
     try:
         if isinstance(error, StoppedError):
             print_once(error)
-        elif str(error):  # else another rank prints it
+        elif str(error):  # otherwise another rank prints it
             _print(error)
-        _tell_launcher(error.exit_code)
-    finally:  # what reads stderr may be gone
+        _publish_exit_code(error.exit_code)
+    finally:  # stderr may be closed
         os._exit(error.exit_code)
 
 
 def lost_contact(error: Exception) -> bool:
-    """Tell whether gloo or NCCL gave up because another rank has gone."""
+    """Whether gloo or NCCL raised the error because another rank is gone."""
     return (
         isinstance(error, RuntimeError)
-        and not means_out_of_memory(error)  # NCCL says of that too that it is an NCCL error
+        and not means_out_of_memory(error)  # NCCL calls that an NCCL error, too
         and re.search(r"gloo/transport|NCCL error|ncclRemoteError", str(error)) is not None
     )
 
 
 def print_once(error: DistcnnError) -> None:
-    """Print the message from one rank.
+    """Print the error from one rank.
 
-    The ranks of a node see the same files and devices, so its first rank speaks for all. Rank 0 does so at once;
-    the others wait, to be ended by their launcher meanwhile: one that exited first could end rank 0 before it has
-    spoken. The first rank of another node that nothing ended knows that only its node has the problem. A rank whose
-    own variables or device are wrong, or that missed the others, may be the only one, and speaks too. So does the first
-    rank that has run out of memory, or has found that another one has gone, at once: the others fail because of it.
+    The ranks of a node see the same files and devices, so its first rank prints for all. Rank 0 prints at once; the
+    others wait for their launcher to end them, as their exit could end rank 0 before it has printed. If nothing ends
+    the first rank of another node, only its node has the problem, and it prints. A rank whose own variables or device
+    are wrong, or that failed at the rendezvous, may be the only one, and prints too. The first rank that runs out of
+    memory, or detects a lost rank, prints at once: the others fail because of it.
     """
     if isinstance(error, OutOfMemoryError | LostRankError):
         if error.own:
             _print(error)
         else:
-            time.sleep(_FIRST_SPEAKS_S)  # the end of this rank could be that of the one that speaks
+            time.sleep(_FIRST_PRINTS_S)  # this rank's exit could end the one that prints
         return
     rank, local_rank = rank_from_env(os.environ)
     if rank != 0 and isinstance(error, StoppedError):
-        return  # all ranks stop together, and rank 0 says so
+        return  # all ranks stop together, and rank 0 prints it
     if rank != 0:
         own = isinstance(error, DeviceError | LauncherError | RendezvousError)
         waits_s = _UNDER_TORCHRUN_S if "TORCHELASTIC_RUN_ID" in os.environ else _OTHERWISE_S
-        time.sleep(_FIRST_SPEAKS_S if own else waits_s)
+        time.sleep(_FIRST_PRINTS_S if own else waits_s)
         if local_rank != 0 and not own:
             return
     _print(error)
@@ -125,21 +125,21 @@ def _print(error: DistcnnError) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def _tell_launcher(code: int | str) -> None:
-    """Say how this run ended, or with "" that it has not yet, where an exit code alone does not get through.
+def _publish_exit_code(code: int | str) -> None:
+    """Publish the exit code to launchers that would lose it; "" means still running.
 
-    torchrun ends with 1 whatever its workers' codes are: a script that wants to know makes a file and names it in
-    DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would start bad input, or a run that was asked to make room,
-    again at once: its agent is asked to end instead (https://docs.pytorch.org/docs/stable/elastic/agent.html).
+    torchrun exits with 1 whatever its workers' codes: a script that needs the code creates a file and names it in
+    DISTCNN_EXIT_CODE_FILE. And torchrun --max-restarts would restart a run with bad input, or a preempted one, at
+    once: its agent gets SIGTERM instead (https://docs.pytorch.org/docs/stable/elastic/agent.html).
     """
     first = rank_from_env(os.environ)[1] == 0
     path = Path(os.environ.get("DISTCNN_EXIT_CODE_FILE", "/dev/null/no"))
-    if path.exists():  # it does not on the other nodes
+    if path.exists():  # not on the other nodes
         if code == "":
             if first:
                 path.write_text("", encoding="ascii")
-        # When one rank fails, torchrun ends the others by SIGTERM: the failure stands.
-        elif _weight(f"{code}") > _weight(path.read_text(encoding="ascii")):
+        # When one rank fails, torchrun ends the others by SIGTERM: the failure takes precedence.
+        elif _precedence(f"{code}") > _precedence(path.read_text(encoding="ascii")):
             path.write_text(f"{code}", encoding="ascii")
     if not first:
         return
@@ -147,6 +147,6 @@ def _tell_launcher(code: int | str) -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-def _weight(code: str) -> int:
+def _precedence(code: str) -> int:
     order = ("", f"{EXIT_OK}", f"{EXIT_PREEMPTED}")
     return order.index(code) if code in order else len(order)

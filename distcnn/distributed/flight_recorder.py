@@ -1,4 +1,4 @@
-"""NCCL's flight recorder: what each rank last exchanged over NCCL, and which exchange somebody has not come to."""
+"""NCCL's flight recorder: dumps of each rank's last collectives, and the first one that not all ranks have joined."""
 
 import json
 from collections import defaultdict
@@ -9,27 +9,27 @@ from typing import Any
 
 import torch
 
-from distcnn.distributed.patience import patiently
+from distcnn.distributed.timeout import call_with_timeout
 from distcnn.text import listed_ranks
 
-_PATIENCE_S = 10.0  # to write a dump; a process that is about to end may not stand in it
+_DUMP_TIMEOUT_S = 10.0  # a process that is about to exit must not hang in it
 
 
 def trace_path(folder: Path, rank: int) -> Path:
-    """Where a rank's dump lies."""
+    """Return the path of a rank's dump."""
     return folder / f"nccl_trace_rank{rank}.json"
 
 
-def forget(folder: Path, rank: int) -> None:
-    """Remove the dump that an earlier start of the run has left."""
+def remove(folder: Path, rank: int) -> None:
+    """Remove a rank's dump from an earlier start of the run."""
     with suppress(OSError):
         trace_path(folder, rank).unlink(missing_ok=True)
 
 
 def dump(folder: Path, rank: int) -> bool:
-    """Write this rank's last exchanges into the folder, as JSON; False where NCCL is not in use, or it took too long.
+    """Write this rank's last collectives into the folder, as JSON; return False if NCCL is not in use or this failed.
 
-    NCCL itself writes them when `train.timeout` has passed, which the Watchdog does not wait for.
+    PyTorch dumps them by itself only after `train.timeout`, which is later than the Watchdog ends the process.
     """
     trace: Any = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
 
@@ -41,13 +41,13 @@ def dump(folder: Path, rank: int) -> bool:
         return True
 
     try:
-        return trace is not None and patiently(write, _PATIENCE_S)
-    except (OSError, RuntimeError, ValueError, TypeError):  # of the first, TimeoutError
+        return trace is not None and call_with_timeout(write, _DUMP_TIMEOUT_S)
+    except (OSError, RuntimeError, ValueError, TypeError):  # OSError includes TimeoutError
         return False
 
 
 def read(folder: Path, ranks: int) -> dict[int, Any]:
-    """The dumps, by rank, of those ranks that have written theirs here."""
+    """Read the dumps that `ranks` ranks have written to the folder, by rank."""
     found = {}
     for rank in range(ranks):
         with suppress(OSError, ValueError):
@@ -56,11 +56,11 @@ def read(folder: Path, ranks: int) -> dict[int, Any]:
 
 
 def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
-    """Of `ranks` ranks' dumps, one sentence about the first collective that has not ended, and who is not in it.
+    """Describe the first collective in the dumps of `ranks` ranks that has not ended, and the ranks missing from it.
 
-    Empty if all that was begun has ended. Point-to-point messages are left out. A collective's number counts those of
-    its process group, which all its ranks issue in one order; a rank that has issued another one at that number, or
-    with other shapes, is said to. What another release of NCCL or PyTorch calls otherwise is left out.
+    Empty if every collective has ended. Point-to-point messages are ignored. A collective's number is its index in its
+    process group, whose ranks issue all in the same order: ranks that issued a different one at that number, or with
+    different shapes, are named. Fields that another release of PyTorch names differently are skipped.
     """
     groups: dict[str, dict[int, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))  # group → number → rank
     last: dict[tuple[str, int], int] = {}
@@ -88,7 +88,9 @@ def first_unmatched(dumps: Mapping[int, Any], ranks: int) -> str:
     name = " or ".join(begun)
     parts = [f"NCCL's collective {number} of group {group}, {name}, has not ended"]
     if len(begun) > 1:
-        parts.append("the ranks differ: " + ", ".join(f"{what} on {listed_ranks(who)}" for what, who in begun.items()))
+        parts.append(
+            "the ranks differ: " + ", ".join(f"{what} on {listed_ranks(some)}" for what, some in begun.items())
+        )
     missing = sorted(rank for rank in members - set(by_rank) if last[group, rank] < number)
     missing += sorted(set(dumps) - members)
     if missing:

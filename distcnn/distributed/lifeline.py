@@ -1,4 +1,4 @@
-"""A connection from rank to rank that closes when a process dies: the rank that listens knows at once."""
+"""A connection from each rank to the next that closes when a process dies, so that its peer knows at once."""
 
 import threading
 from collections.abc import Callable
@@ -10,20 +10,19 @@ import torch.distributed as dist
 
 from distcnn.distributed.shutdown import watch_group
 
-_NO_TIMEOUT = timedelta(days=3650)  # the one message comes at the end of the training
-_PATIENCE_S = 10.0
+_NO_TIMEOUT = timedelta(days=3650)  # its only message is sent at the end of the training
+_CLOSE_TIMEOUT_S = 10.0
 
 
 class Lifeline:
-    """Each rank listens, in a thread, for the message that the next rank sends at its end. If it dies, gloo raises.
+    """Waits, in a thread, for the message that the next rank sends when it leaves. If that rank dies, gloo raises.
 
-    For ranks that wait for the device: NCCL's kernels tell nobody that another rank has gone. It costs nothing while it
-    is not needed, and, unlike a look at processes, it reaches from host to host. A host that loses its power closes
-    nothing: the Watchdog's heartbeats are for that.
+    For ranks that wait for a GPU: NCCL's kernels do not report a lost rank. It costs nothing while idle and, unlike
+    polling processes, works across hosts. A host that loses power closes nothing: that is left to the heartbeats.
     """
 
     def __init__(self, rank: int, size: int, lost: Callable[[int, str], None]):
-        """A collective. `lost` is called, in the thread, with the rank that has gone, and gloo's message."""
+        """Connect the ranks. A collective. `lost` is called in the thread, with the lost rank and gloo's message."""
         self.next, self.before, self.lost = (rank + 1) % size, (rank - 1) % size, lost
         self.group: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
         watch_group(self.group)
@@ -31,9 +30,9 @@ class Lifeline:
         self.listener.start()
 
     def close(self) -> None:
-        """Send the message, and wait for it. Called by all ranks, once none of them will fail any more."""
+        """Send the message and receive the next rank's. Called by all ranks, once none can fail any more."""
         dist.send(torch.zeros(1), dst=self.before, group=self.group)
-        self.listener.join(_PATIENCE_S)
+        self.listener.join(_CLOSE_TIMEOUT_S)
 
     def _listen(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The operating system's process of a rank, as other ranks know it."""
+"""The process of a rank, as other ranks identify it."""
 
 import os
 import socket
@@ -9,19 +9,19 @@ import psutil
 
 @dataclass(frozen=True)
 class RankProcess:
-    """A process of some host."""
+    """A process on some host."""
 
     host: str
     pid: int
-    born: float  # its creation time, seconds since the epoch: another process may get its number
+    born: float  # creation time in seconds since the epoch: the pid may be reused
 
     @classmethod
     def own(cls) -> "RankProcess":
-        """Return the one that calls it."""
+        """Return the calling process."""
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def found(self) -> psutil.Process | None:
-        """Return it, if it is on this host and not hidden from here, as by a container."""
+        """Return its psutil.Process; None if it is on another host or hidden by a container."""
         try:
             process = psutil.Process(self.pid)
             same = self.host == socket.gethostname() and abs(process.create_time() - self.born) < 1
@@ -30,7 +30,7 @@ class RankProcess:
         return process if same else None
 
     def kill(self) -> bool:
-        """Kill it, if it is found; returns whether that was done."""
+        """Kill it if it is found; return whether it was."""
         process = self.found()
         try:
             if process is not None:
@@ -41,7 +41,7 @@ class RankProcess:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Return whether a process has ended, also where its launcher has not asked for its exit code yet."""
+    """Whether a process has ended, even if its launcher has not collected its exit code yet."""
     try:
         return not process.is_running() or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The process group of a run: how its ranks come together, and how they part."""
+"""The rendezvous of the ranks, and their process group."""
 
 import os
 import socket
@@ -15,9 +15,9 @@ from distcnn.distributed.device import Backend
 from distcnn.distributed.device_check import check_devices, rank_device
 from distcnn.distributed.memory import explain_out_of_memory
 from distcnn.distributed.network import network_interface
-from distcnn.distributed.patience import patiently
 from distcnn.distributed.shutdown import watch_group
-from distcnn.distributed.store import connect, of_this_group
+from distcnn.distributed.store import connect, group_store
+from distcnn.distributed.timeout import call_with_timeout
 from distcnn.distributed.world import World
 from distcnn.errors import LauncherError, RendezvousError, first_line
 from distcnn.files import waiting
@@ -25,20 +25,19 @@ from distcnn.files import waiting
 
 @contextmanager
 def process_group(world: World, *, device: torch.device, backend: Backend = "gloo", timeout_s: float) -> Iterator[Any]:
-    """Make the ranks' process group and yield its store; at world size 1 yield None. Called by all ranks.
+    """Create the process group and yield its store, None at world size 1. Called by all ranks.
 
-    NCCL carries CUDA tensors only: what is on the host (numbers, Python objects, the answers of rank 0) goes over gloo
-    beside it. That waits for no GPU, and raises when another rank has died, where NCCL would wait. The backend "gloo"
-    carries both.
+    With NCCL, CPU tensors and Python objects go over gloo: it does not wait for the GPU, and raises when a rank has
+    died, where NCCL would wait. The backend "gloo" carries both.
 
-    On CUDA the caller has set the current device already, so that no rank opens a context on GPU 0. After an exception
-    the group is not destroyed: other ranks may be in a collective, and destroying would wait for them.
+    On CUDA set the current device first, so that no rank opens a context on GPU 0. After an exception the group is not
+    destroyed: other ranks may be in a collective, and destroying would wait for them.
 
-    torch.distributed.nn, whose functions have the group of the time of their import as a default and would hold it for
-    good, is imported before there is one (otherwise the first DistributedDataParallel does it).
+    torch.distributed.nn is imported before there is a group, as its functions hold the group of the time of import as
+    their default argument forever (otherwise the first DistributedDataParallel imports it).
 
-    Raises RendezvousError when the ranks cannot reach each other within `timeout_s`, LauncherError when the port is
-    another program's, and InputError on all ranks where their devices cannot exchange (see check_devices).
+    Raises RendezvousError if the ranks cannot reach each other within `timeout_s`, LauncherError if another program
+    uses the port, and InputError on all ranks if their devices do not match (see check_devices).
     """
     if world.size == 1:
         yield None
@@ -50,9 +49,9 @@ def process_group(world: World, *, device: torch.device, backend: Backend = "glo
 
 @contextmanager
 def torch_variables(world: World) -> Iterator[None]:
-    """Set torchrun's variables under every launcher, for libraries that read them (Accelerate), and gloo's interface.
+    """Set torchrun's variables under any launcher, for libraries that read them (Accelerate), and gloo's interface.
 
-    What is set already is left alone. Afterwards torchrun's are as before; the interface stays.
+    Keeps variables that are already set. On exit torchrun's are restored; the interface stays.
     """
     own = {
         "RANK": world.rank,
@@ -74,18 +73,18 @@ def torch_variables(world: World) -> Iterator[None]:
 
 
 def _rendezvous(world: World, device: torch.device, backend: Backend, timeout_s: float) -> Any:
-    """Find the other ranks, check that their devices fit, and initialise torch's default group; return the store."""
+    """Find the other ranks, check their devices, and initialize torch's default group; return its store."""
     host, port = world.master_addrs[0], world.master_port
     where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
     try:
         with waiting(f"the other {world.size - 1} ranks at {host}:{port}"):
-            # A program at the port that never answers: PyTorch's store would wait for it without end.
+            # PyTorch's store would wait forever for another program at the port that never answers.
             silent = "what listens there, perhaps another program, has not answered"
-            store = patiently(
-                lambda _: of_this_group(connect(world, timeout_s), world, timeout_s), timeout_s + 5, silent
+            store = call_with_timeout(
+                lambda _: group_store(connect(world, timeout_s), world, timeout_s), timeout_s + 5, silent
             )
             check_devices(store, world, rank_device(device, backend))
-            _initialise(world, store, device, backend, timeout_s)
+            _initialize(world, store, device, backend, timeout_s)
         return store
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -93,16 +92,16 @@ def _rendezvous(world: World, device: torch.device, backend: Backend, timeout_s:
                 f"MASTER_PORT = {port} on {host} is in use by another program, {where} cannot listen: export another"
             ) from error
         raise RendezvousError(
-            f"{where} could not meet the others at MASTER_ADDR = {host}, MASTER_PORT = {port} within {timeout_s:g} s "
+            f"{where} could not reach the others at MASTER_ADDR = {host}, MASTER_PORT = {port} within {timeout_s:g} s "
             f"(train.timeout): {first_line(error)}"
         ) from error
 
 
-def _initialise(world: World, store: Any, device: torch.device, backend: Backend, timeout_s: float) -> None:
-    if backend == "nccl":  # its flight recorder: each rank's last collectives, dumped where one has timed out
+def _initialize(world: World, store: Any, device: torch.device, backend: Backend, timeout_s: float) -> None:
+    if backend == "nccl":  # its flight recorder: each rank's last collectives, dumped on a timeout
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    fix = "NCCL connected the ranks, and no more than the network was there yet: who else uses it?"
+    fix = "NCCL was connecting the ranks, with only the model on the device: which other processes use it?"
     with explain_out_of_memory(device, lambda: [fix]):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, heard by a thread: at once, whatever the main thread waits for. No torch."""
+"""Signals that ask a process to stop, received in a thread, so that a blocked main thread is no delay. No torch."""
 
 import signal
 import socket
@@ -9,30 +9,30 @@ from typing import Any
 
 from distcnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, DistcnnError, StoppedError
 
-# USR1 and USR2: a scheduler's warning before the time limit or a preemption. TERM: a scheduler's or torchrun's last
-# word before KILL. INT: Ctrl-C.
+# USR1 and USR2: a scheduler's warning before the time limit or a preemption. TERM: sent by a scheduler or torchrun
+# before KILL. INT: Ctrl-C.
 CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGTERM") if hasattr(signal, name))
 
 
 class StopSignal:
-    """The signal that this process got. It ends the process at once, until `defer`; then it is only noted.
+    """The signal that this process received. It ends the process at once, until `defer`; then it is only recorded.
 
-    A second Ctrl-C ends it at once in either case, whatever the process is in the middle of.
+    A second Ctrl-C always ends the process at once.
     """
 
     def __init__(self, end: Callable[[DistcnnError], None] = lambda _: None) -> None:
-        self.end = end  # does not come back
-        self.number = 0  # of the signal; 0 while there was none
+        self.end = end  # does not return
+        self.number = 0  # of the signal; 0 for none
         self.deferred = False
 
     def defer(self) -> None:
-        """Only note a signal from now on: there is something to save first."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(CAUGHT[0]) is _nothing:
-            _install(_nothing)  # again: NCCL and others may have put handlers of their own over these
+        """Only record signals from now on: there is something to save first."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(CAUGHT[0]) is _ignore:
+            _install(_ignore)  # again: libraries such as NCCL may have replaced the handlers
         self.deferred = True
 
-    def note(self, number: int) -> None:
-        """Take notice of a signal that has come."""
+    def record(self, number: int) -> None:
+        """Record a received signal."""
         if number == signal.SIGINT and self.number == signal.SIGINT:
             self.end(stopped(number, "a second time"))
         self.number = number
@@ -42,35 +42,37 @@ class StopSignal:
 
 @contextmanager
 def catching_signals(end: Callable[[DistcnnError], None] = lambda _: None) -> Iterator[StopSignal]:
-    """Hear of signals in the StopSignal that this yields; put the old handlers back after it. Main thread only.
+    """Yield a StopSignal that records signals; restore the old handlers on exit. Main thread only.
 
-    Python runs a handler between two of its own instructions, never while the main thread stands in a collective or
-    waits for other ranks. So the handler does nothing, and a thread hears of the signal through a socket
-    (`signal.set_wakeup_fd`). It calls `end` where the process has to end at once.
+    Python runs a handler between two bytecode instructions, never while the main thread is blocked in a collective. So
+    the handler does nothing, and a thread receives the signal through a socket (`signal.set_wakeup_fd`). The thread
+    calls `end` if the process has to end at once.
     """
     received = StopSignal(end)
-    heard, told = socket.socketpair()
-    told.setblocking(False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
     def listen() -> None:
-        while numbers := heard.recv(1):
+        while numbers := reader.recv(1):
             if numbers[0] in CAUGHT:
-                received.note(numbers[0])
+                received.record(numbers[0])
 
     listener = threading.Thread(target=listen, name="distcnn-signals", daemon=True)
     listener.start()
-    old_told = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    old = _install(_nothing)
+    old_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    old = _install(_ignore)
     try:
         yield received
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(old_told)
-        told.shutdown(socket.SHUT_RDWR)  # the listener reads the end; to close it is not enough: workers have copies
+        signal.set_wakeup_fd(old_writer)
+        writer.shutdown(
+            socket.SHUT_RDWR
+        )  # the listener reads EOF; closing is not enough, as worker processes have copies
         listener.join()
-        told.close()
-        heard.close()
+        writer.close()
+        reader.close()
 
 
 def stopped(number: int, when: str) -> StoppedError:
@@ -80,7 +82,7 @@ def stopped(number: int, when: str) -> StoppedError:
     return StoppedError(f"stopped by {name} {when}; exit code {code}", code)
 
 
-def _nothing(*_: object) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 

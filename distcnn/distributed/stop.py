@@ -1,4 +1,4 @@
-"""The ranks agree to stop at a step boundary: at the same step, whichever of them got a signal."""
+"""Agreement of the ranks to stop at the same step boundary, whichever of them received a signal."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,28 +11,28 @@ from distcnn.distributed.signals import StopSignal
 
 
 class StopRequest:
-    """Whether this run was asked to stop, by a signal to any rank: the loop asks `agreed` after each step."""
+    """Whether a signal to any rank asks this run to stop. The loop calls `agreed` after each step."""
 
     def __init__(self, signal: StopSignal | None = None) -> None:
-        """`signal` is that of this process; without one it hears none, and answers the other ranks."""
+        """`signal` is this process's own; without one, only those of other ranks count."""
         self.signal = signal or StopSignal()
         self.group: Any = None  # of torch.distributed
-        self.flags: Any = None  # [2] int64: the number, and whether to save, that are being agreed on
+        self.flags: Any = None  # [2] int64, being all-reduced: the signal's number, and whether to save
         self.work: Any = None
 
     def begin(self, timeout_s: float) -> None:
-        """From now on signals wait for a step boundary. A collective: called on all ranks, in the process group."""
+        """Defer signals to a step boundary from now on. A collective, inside the process group."""
         if dist.is_initialized():
-            # gloo even beside NCCL: the flag stays on the host, and no step waits for the GPU because of it.
+            # gloo even with NCCL: the flags stay on the host, so that no step waits for the GPU because of them.
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             watch_group(self.group)
         self.signal.defer()
 
     def agreed(self, save: bool = False) -> tuple[int, bool]:
-        """The signal that any rank has got, 0 for none, and whether any wants to save; equal on all ranks.
+        """Return the signal that any rank has received, 0 for none, and whether any wants to save; equal on all ranks.
 
-        A collective, called after each step. The answer is that of the exchange begun at the call before, which had
-        a whole step to travel.
+        A collective, called after each step. The result is of the all-reduce that the previous call started, which
+        overlaps with a step.
         """
         if self.group is None:
             return self.signal.number, save

@@ -1,4 +1,4 @@
-"""What a step tells of itself: which phase begins, and how many steps are done."""
+"""The interface by which the training loop reports its phases and steps."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -9,29 +9,29 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Hear what the main thread does next, and do nothing with it: the base of Watchdog and of bench's Stopwatch."""
+    """Ignores the reported phases and steps: the base of Watchdog and of bench's Stopwatch."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.waited_s = 0.0  # the main thread has stood still for the others; on CUDA the host's view of it
-        self.data_s = 0.0  # it has made, or waited for, batches
+        self.waited_s = 0.0  # the main thread's waits for other ranks; on CUDA as the host sees them
+        self.data_s = 0.0  # making batches, or waiting for them
 
     def enter(self, phase: str) -> None:
-        """Note that the main thread begins another phase. Called several times a step; costs next to nothing."""
+        """Note that the main thread begins a phase. Called several times per step, so it must be cheap."""
 
     def each(self, items: Iterable[T], phase: str) -> Iterator[T]:
-        """Enter the phase anew for each of the items, and yield it."""
+        """Yield the items, entering `phase` before each."""
         for item in items:
             self.enter(phase)
             yield item
 
     def steps_done(self, step: int) -> None:
-        """Note that the main thread has done `step` steps."""
+        """Note that `step` steps are done."""
 
     def wait_for_device(self) -> float:
-        """Wait until the device has done what it was given; return the seconds. On a CPU do nothing.
+        """Wait until the device has finished its work; return the seconds. A no-op on a CPU.
 
-        May raise LostRankError where another rank is known to have gone.
+        May raise LostRankError if another rank is gone.
         """
         return 0.0
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distcnn.distributed.collectives import gather_objects
-from distcnn.distributed.patience import patiently
+from distcnn.distributed.timeout import call_with_timeout
 from distcnn.distributed.world import World
 from distcnn.doctor.devices import Gpu
 from distcnn.doctor.findings import Finding, fail
@@ -44,7 +44,7 @@ def over_nccl(world: World, gpu: Gpu, hosts: Sequence[str], timeout_s: float) ->
 
         measured, problem = None, ""
         try:  # shorter than the wait of those that failed at once, below
-            measured = patiently(work, timeout_s / 2, _HUNG)
+            measured = call_with_timeout(work, timeout_s / 2, _HUNG)
         except Exception as error:  # whatever it is: the others wait for a word of this rank
             problem = "; ".join([first_line(error), *last_words(log)])
     problems = gather_objects(problem)

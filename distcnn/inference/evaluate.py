@@ -10,7 +10,7 @@ from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.data.sources import load as sources
 from distcnn.data.sources.load import with_classes
 from distcnn.distributed.device import backend_of
-from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory, first_out_of_memory_of_all_ranks
+from distcnn.distributed.memory import evaluation_fixes, explain_out_of_memory, first_out_of_memory_of_all_ranks
 from distcnn.distributed.rendezvous import process_group
 from distcnn.distributed.watch import Watch
 from distcnn.distributed.world import World
@@ -37,7 +37,7 @@ def evaluate_checkpoint(path: Path, overrides: Overrides, world: World) -> dict[
     with (
         process_group(world, device=trained.device, backend=backend, timeout_s=config.train.timeout) as store,
         first_out_of_memory_of_all_ranks(store),
-        explain_out_of_memory(trained.device, lambda: evaluation_cures(config.eval.batch_size)),
+        explain_out_of_memory(trained.device, lambda: evaluation_fixes(config.eval.batch_size)),
     ):
         # Nothing is kept on the device: it is one pass.
         test = EvaluationLoader(data, config.eval.batch_size, trained.preprocess(), world.rank, world.size, keep=False)

@@ -14,7 +14,7 @@ from distcnn.data.samplers import evaluation_batches
 from distcnn.data.sources.folder import decode
 from distcnn.distributed.collectives import gather_objects
 from distcnn.distributed.cores import cores
-from distcnn.distributed.memory import explain_out_of_memory, prediction_cures
+from distcnn.distributed.memory import explain_out_of_memory, prediction_fixes
 from distcnn.distributed.world import World
 from distcnn.engine.master_weights import autocast
 from distcnn.inference.model import Trained, load_model
@@ -53,7 +53,7 @@ class Predictor:
         Raises distcnn.errors.OutOfMemoryError if the batch does not fit on the device.
         """
         trained, pre = self.trained, self.preprocess
-        with explain_out_of_memory(trained.device, lambda: prediction_cures(len(images))):
+        with explain_out_of_memory(trained.device, lambda: prediction_fixes(len(images))):
             with autocast(trained.device, trained.config.train.precision):
                 inputs = pre.input(pre.to_device(torch.from_numpy(np.require(images, requirements="W"))))
                 logits = averaged_logits(trained.model, inputs, trained.config.eval.views)

@@ -189,7 +189,7 @@ def training_loader(
 def memory_fixes(config: Config, plan: Plan, images: Images, device: torch.device) -> list[str]:
     """The settings of this run by which its steps would take less memory."""
     resident = config.data.loader == "resident" and device.type == "cuda"
-    return memory.training_cures(
+    return memory.training_fixes(
         plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(images.train) if resident else 0
     )
 

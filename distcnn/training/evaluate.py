@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distcnn.config.schema import Config
 from distcnn.data.loaders.evaluation import EvaluationLoader
 from distcnn.distributed.collectives import sum_ranks
-from distcnn.distributed.memory import evaluation_cures, explain_out_of_memory
+from distcnn.distributed.memory import evaluation_fixes, explain_out_of_memory
 from distcnn.distributed.watch import Watch
 from distcnn.engine.master_weights import autocast
 from distcnn.training.metrics.build import Metric
@@ -138,7 +138,7 @@ def evaluate_on(
     """Evaluate on a run's test images, or those held out, as its config says; on all ranks alike."""
     data, device = test.data, test.preprocess.device
     whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
-    with explain_out_of_memory(device, lambda: evaluation_cures(test.batch_size)):
+    with explain_out_of_memory(device, lambda: evaluation_fixes(test.batch_size)):
         return evaluate(
             model, watch.each(test, "evaluation"), whole, lambda: autocast(device, config.train.precision),
             config.eval.views, watch.wait_for_device, metrics,

@@ -23,7 +23,7 @@ class Greedy(SimpleCNN):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
         return super().forward(x)
 '''
-CURE = "train.micro_batch is 20: sizes that take less and divide are "
+CURE = "train.micro_batch is 20: smaller divisors of each rank's batch are "
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_training_that_lacks_memory_says_so_once(train, tmp_path, ranks, greed
     assert "ran out of memory on cpu: it asked for 2.00 GiB, " in said[at + 1]
     assert said[at + 2].startswith(f"  {CURE}")
     if greedy != "0" or ranks == 1:  # rank 0 serves the store here: without it rank 1 has only lost contact
-        assert "lost another one" not in outcome.err
+        assert "Lost contact" not in outcome.err
     assert failed(tmp_path) == f"OutOfMemoryError: {said[at + 1].strip()}; {said[at + 2].strip()}"
 
 
@@ -64,7 +64,7 @@ def test_under_torchrun_too(train, tmp_path):
     assert outcome.codes == [1]
     assert outcome.err.count("distcnn: out of memory") == 1, outcome.err
     assert f"\n  {CURE}" in outcome.err
-    assert "lost another one" not in outcome.err
+    assert "Lost contact" not in outcome.err
     assert "rank 1 on " in failed(tmp_path)
 
 
@@ -77,16 +77,16 @@ def test_evaluate_and_predict_on_two_ranks(train, tmp_path):
     assert outcome.err.count("distcnn: out of memory\n  rank 1 on ") == 1, outcome.err
     assert "\n  it was evaluating, eval.batch_size is 10: 2 gives the same numbers\n" in outcome.err
     assert "Traceback" not in outcome.err
-    assert "lost another one" not in outcome.err
+    assert "Lost contact" not in outcome.err
     for name in range(12):
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / f"{name}.png")
     images = [tmp_path / f"{name}.png" for name in range(12)]
     outcome = run_ranks(["predict", run, *images, "--batch-size", "2"], 2, cwd=tmp_path, GREEDY="eval 1")
     assert outcome.codes == [1, 1], outcome.err
     assert outcome.err.count("distcnn: out of memory\n  rank 1 on ") == 1, outcome.err
-    assert "\n  it was predicting 2 images at once: --batch-size 1, or so many in a call, needs less\n" in outcome.err
+    assert "\n  it was predicting 2 images at once: --batch-size 1, or that many per call, needs less\n" in outcome.err
     assert "Traceback" not in outcome.err
-    assert "lost another one" not in outcome.err
+    assert "Lost contact" not in outcome.err
 
 
 def test_bench_says_it_too(train, tmp_path):

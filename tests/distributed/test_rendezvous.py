@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from distcnn.distributed.network import network_interface
 from distcnn.distributed.rendezvous import process_group, torch_variables
-from distcnn.distributed.store import of_this_group
+from distcnn.distributed.store import group_store
 from distcnn.distributed.world import World, world_from
 from tests.broken_environments import HYDRA, less
 from tests.ranks import TIMEOUT, Ranks, bare, free_port, run_ranks, start
@@ -158,7 +158,7 @@ device_check.gpu_identity = lambda _: os.environ["GPU"]
 try:
     with process_group(world_from(os.environ), device=torch.device("cuda", 0), backend="nccl", timeout_s=60): pass
 except Exception as error:
-    print(type(error).__name__, "could not meet the others at" in str(error))
+    print(type(error).__name__, "could not reach the others at" in str(error))
 """
     outcome = run_ranks([], ranks, program=["-c", program])
     assert outcome.out.splitlines() == ["RendezvousError True"] * 2, outcome.err
@@ -172,7 +172,7 @@ def test_a_group_does_not_hear_the_one_before_it():
     found = Queue()
 
     def rank(number):
-        part = of_this_group(store, World(number, 3, number, 3), TIMEOUT)
+        part = group_store(store, World(number, 3, number, 3), TIMEOUT)
         part.set(f"from {number}", "")
         part.wait([f"from {other}" for other in range(3)])
         found.put(number)
@@ -190,7 +190,7 @@ def test_a_group_does_not_hear_the_one_before_it():
 
 def test_a_group_names_who_is_missing():
     with pytest.raises(TimeoutError, match="missing: rank 1, 2"):
-        of_this_group(dist.HashStore(), World(0, 3, 0, 3), 0.1)
+        group_store(dist.HashStore(), World(0, 3, 0, 3), 0.1)
 
 
 def test_a_single_process_makes_no_group():

@@ -645,7 +645,7 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
     ),
     "train.device": Effect(["cpu", "auto", "cuda"], [placed_where_it_can_be]),
     "train.backend": Effect(["auto", "gloo", "nccl"], [
-        refused(None, None, "NCCL exchanges between GPUs"), lambda runs: same_numbers(runs[:2])]),
+        refused(None, None, "NCCL needs CUDA"), lambda runs: same_numbers(runs[:2])]),
     "train.threads": Effect([1, 2], [
         plan_says("threads", 1, 2), values_are(lambda ran: {forward.threads for forward in ran.seen}, {1}, {2})]),
     "train.timeout": Effect([1, 2], [says("within 1 s (train.timeout)", "within 2 s (train.timeout)", code=1)],

@@ -40,7 +40,7 @@ def test_every_broken_environment_ends_with_one_message(synthetic, tmp_path):
 ALONE = {
     "the first": (BARE | {"RANK": "0", "LOCAL_RANK": "0"}, "missing: rank 1"),
     "the second": (BARE, "no rank 0 of this job"),
-    "the first under mpirun": (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "could not meet the others"),
+    "the first under mpirun": (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "could not reach the others"),
     "the second under mpirun": (OPEN_MPI | {"PMIX_NAMESPACE": "2"}, "no rank 0 of mpi-2"),
 }  # fmt: skip
 
@@ -84,5 +84,5 @@ def test_a_port_of_a_program_that_never_answers(synthetic, tmp_path):
     with socket.create_server(("", 0)) as other:
         outcome = train(synthetic, "--train.timeout", "5", **(BARE | {"MASTER_PORT": str(other.getsockname()[1])}))
     assert outcome.codes == [1], outcome.err
-    assert "could not meet the others" in outcome.err
+    assert "could not reach the others" in outcome.err
     assert not (tmp_path / "runs").exists()

@@ -21,7 +21,7 @@ def test_two_hosts_give_the_bits_of_one(hosts, synthetic, tmp_path):
     with Ranks([([*on(host), *command], clean_environment() | {"PATH": path}) for host in hosts]) as agents:
         outcome = agents.outcome()
     assert outcome.codes == [0, 0], outcome.err
-    assert "torchrun, 2 nodes, over eth0; others are eth1: choose by GLOO_SOCKET_IFNAME" in outcome.out
+    assert "torchrun, 2 nodes, over eth0; others: eth1 (set GLOO_SOCKET_IFNAME" in outcome.out
     assert losses(tmp_path / "runs" / "two") == losses(tmp_path / "runs" / "one")
 
 

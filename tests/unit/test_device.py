@@ -156,7 +156,7 @@ def test_the_backend_of_a_run(backend, on, expected):
     [
         ({"device": "cuda"}, "", (2, 14), 1, "train.device", "no CUDA device is visible"),
         ({"backend": "nccl"}, "", (2, 14), 1, "train.backend", "none is visible"),
-        ({"backend": "gloo"}, "a", (2, 10), 2, "train.backend", "from PyTorch 2.11 on"),
+        ({"backend": "gloo"}, "a", (2, 10), 2, "train.backend", "needs PyTorch 2.11"),
         ({"backend": "gloo"}, "a", (2, 11), 2, None, ""),
         ({"backend": "gloo"}, "a", (2, 10), 1, None, ""),
         ({"backend": "gloo", "device": "cpu"}, "a", (2, 10), 2, None, ""),

@@ -84,8 +84,8 @@ def test_dumps_are_written_read_and_forgotten(tmp_path, monkeypatch):
     assert recorder.dump(tmp_path, 1)
     (tmp_path / "nccl_trace_rank0.json").write_bytes(text[:50])  # its rank died while it wrote
     assert recorder.read(tmp_path, 3) == {1: dump(STARTED)}
-    recorder.forget(tmp_path, 1)
-    recorder.forget(tmp_path, 2)
+    recorder.remove(tmp_path, 1)
+    recorder.remove(tmp_path, 2)
     assert recorder.read(tmp_path, 3) == {}
 
 
@@ -97,7 +97,7 @@ def test_without_nccl_nothing_is_written(tmp_path):
 @pytest.mark.parametrize("torch_has_it", [True, False])
 def test_a_dump_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch, torch_has_it):
     freed = threading.Event()
-    monkeypatch.setattr(recorder, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(recorder, "_DUMP_TIMEOUT_S", 0.05)
     name = "_dump_nccl_trace_json"
 
     def late():

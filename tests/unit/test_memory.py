@@ -13,14 +13,14 @@ import distcnn
 from distcnn.distributed import memory, rendezvous
 from distcnn.distributed.exit import lost_contact, print_once
 from distcnn.distributed.memory import (
-    evaluation_cures,
+    evaluation_fixes,
     explain_out_of_memory,
     first_out_of_memory_of_all_ranks,
     fits,
-    in_words,
-    prediction_cures,
+    format_bytes,
+    prediction_fixes,
     resident_problem,
-    training_cures,
+    training_fixes,
 )
 from distcnn.distributed.world import World
 from distcnn.errors import DistcnnError, InputError, OutOfMemoryError
@@ -56,7 +56,7 @@ RUN = {
             int(179.6 * GIB),
             int(78.5 * GIB),
             "data.loader = resident: the training images need 180 GiB on each rank's GPU; 78.5 GiB are free there, of "
-            "which 25% stays with the network: set data.loader streaming",
+            "which 25% is reserved for the model: set data.loader streaming",
         ),
     ],
 )
@@ -67,32 +67,32 @@ def test_images_may_take_three_quarters_of_what_is_free(needed, free, problem):
 
 
 def test_settings_that_need_less_are_named_with_this_runs_numbers():
-    assert training_cures(512, 512) == ["train.micro_batch is 512: sizes that take less and divide are 256, 128, 64"]
-    assert training_cures(5, 15) == ["train.micro_batch is 5: sizes that take less and divide are 3, 1"]
-    assert training_cures(1, 15) == [
-        "train.micro_batch is 1 already: a smaller model or smaller images are what is left"
+    assert training_fixes(512, 512) == [
+        "train.micro_batch is 512: smaller divisors of each rank's batch are 256, 128, 64"
     ]
-    assert training_cures(2, 2, 150 * 2**20)[1] == (
-        "data.loader is resident: streaming leaves 150 MiB of training images on the host"
+    assert training_fixes(5, 15) == ["train.micro_batch is 5: smaller divisors of each rank's batch are 3, 1"]
+    assert training_fixes(1, 15) == ["train.micro_batch is 1 already: use a smaller model or smaller images"]
+    assert training_fixes(2, 2, 150 * 2**20)[1] == (
+        "data.loader is resident: streaming keeps the 150 MiB of images on the host"
     )
-    assert "eval.batch_size is 1000: 250 gives the same numbers" in evaluation_cures(1000)[0]
-    assert "eval.batch_size is 2: 1 gives" in evaluation_cures(2)[0]
-    assert "--batch-size 128, or so many in a call" in prediction_cures(256)[0]
-    assert "smaller model" in evaluation_cures(1)[0]
-    assert "smaller model" in prediction_cures(1)[0]
+    assert "eval.batch_size is 1000: 250 gives the same numbers" in evaluation_fixes(1000)[0]
+    assert "eval.batch_size is 2: 1 gives" in evaluation_fixes(2)[0]
+    assert "--batch-size 128, or that many per call" in prediction_fixes(256)[0]
+    assert "smaller model" in evaluation_fixes(1)[0]
+    assert "smaller model" in prediction_fixes(1)[0]
 
 
 @pytest.mark.parametrize(
     ("size", "words"),
     [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (200 * 2**20, "200 MiB"), (3 * 2**40, "3.0 TiB")],
 )
-def test_bytes_in_words(size, words):
-    assert in_words(size) == words
+def test_bytes_are_formatted(size, words):
+    assert format_bytes(size) == words
 
 
-def lack(error, device=CPU, cures=("a cure", "another")):
+def lack(error, device=CPU, fixes=("a fix", "another")):
     """The message that an error becomes."""
-    with pytest.raises(OutOfMemoryError) as raised, explain_out_of_memory(device, lambda: cures):
+    with pytest.raises(OutOfMemoryError) as raised, explain_out_of_memory(device, lambda: fixes):
         raise error
     assert raised.value.__cause__ is error
     assert raised.value.own
@@ -103,10 +103,10 @@ def test_a_gpu_without_memory_is_described(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB * 3 // 2, 80 * GIB) if device == GPU else 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 70 * GIB if device == GPU else 0)
-    first, *cures = lack(torch.OutOfMemoryError(CUDA_WORDS), GPU)
+    first, *fixes = lack(torch.OutOfMemoryError(CUDA_WORDS), GPU)
     assert first.startswith(f"rank 3 on {os.uname().nodename} ran out of memory on cuda:1: it asked for 2.00 GiB, ")
     assert first.endswith(", 1.5 GiB of 80.0 GiB were free, its own tensors held 70.0 GiB")
-    assert cures == ["a cure", "another"]
+    assert fixes == ["a fix", "another"]
 
 
 def test_a_gpu_that_does_not_even_tell_its_memory(monkeypatch):
@@ -128,9 +128,9 @@ def test_the_hosts_memory_is_named_as_such():
 def test_numpys_lack_of_memory_is_the_hosts():
     with pytest.raises(MemoryError) as real:
         np.empty(10**15)
-    first, *cures = lack(real.value, GPU)
+    first, *fixes = lack(real.value, GPU)
     assert "ran out of memory on cpu: it asked for 7.11 PiB, " in first
-    assert cures == ["a cure", "another"]
+    assert fixes == ["a fix", "another"]
     assert "on cpu: it asked for some, " in lack(MemoryError(), GPU)[0]
 
 
@@ -172,7 +172,7 @@ def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch
     def fail(*_, **__):
         raise dist.DistBackendError(NCCL_WORDS)
 
-    for name in ("connect", "of_this_group", "check_devices", "rank_device"):
+    for name in ("connect", "group_store", "check_devices", "rank_device"):
         monkeypatch.setattr(rendezvous, name, lambda *_: None)
     monkeypatch.setattr(dist, "init_process_group", fail)
     for name in ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "GLOO_SOCKET_IFNAME"):
@@ -180,7 +180,7 @@ def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch
     world = World(1, 2, 1, 2, master_addrs=("127.0.0.1",), master_port=29500)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, GIB))
     with (
-        pytest.raises(OutOfMemoryError, match=r"ran out of memory on cuda:1: .*\nNCCL .* who else uses it"),
+        pytest.raises(OutOfMemoryError, match=r"ran out of memory on cuda:1: .*\nNCCL .* which other processes use it"),
         rendezvous.process_group(world, device=GPU, backend="nccl", timeout_s=1),
     ):
         pass
@@ -188,7 +188,7 @@ def test_nccl_without_memory_where_the_ranks_meet_is_no_missing_rank(monkeypatch
 
 def test_what_is_no_lack_of_memory_passes():
     def never():
-        raise AssertionError("nobody asks for cures")
+        raise AssertionError("nobody asks for fixes")
 
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), InputError("y")):
         with pytest.raises(type(error)) as raised, explain_out_of_memory(CPU, never):
@@ -227,7 +227,7 @@ def test_where_nobody_lacked_memory_a_lost_contact_stays_one(monkeypatch):
             left.get()
 
     left: Queue[None] = Queue()
-    monkeypatch.setattr(memory, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(memory, "_STORE_TIMEOUT_S", 0.05)
     lost = RuntimeError("gloo/transport: Connection closed by peer")
     for store in (None, dist.HashStore(), Gone(), Silent()):
         with pytest.raises(RuntimeError) as raised, first_out_of_memory_of_all_ranks(store):
@@ -248,14 +248,14 @@ class Greedy(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    ("trains", "cure"),
+    ("trains", "fix"),
     [
-        (True, "train.micro_batch is 48: sizes that take less and divide are 24, 16, 12"),
+        (True, "train.micro_batch is 48: smaller divisors of each rank's batch are 24, 16, 12"),
         (False, "it was evaluating, eval.batch_size is 16: 4 gives the same numbers"),
     ],
     ids=["training", "evaluation"],
 )
-def test_a_training_ends_with_one_error_which_its_log_holds(tmp_path, monkeypatch, trains, cure):
+def test_a_training_ends_with_one_error_which_its_log_holds(tmp_path, monkeypatch, trains, fix):
     monkeypatch.setattr(nn, "Linear", Greedy)
     monkeypatch.setattr(Greedy, "trains", trains)
     with pytest.raises(OutOfMemoryError) as raised:
@@ -263,7 +263,7 @@ def test_a_training_ends_with_one_error_which_its_log_holds(tmp_path, monkeypatc
     first, second = str(raised.value).splitlines()
     assert "rank 0 on" in first
     assert "it asked for 3.00 GiB" in first
-    assert second == cure
+    assert second == fix
     (failed,) = [line for line in metrics(tmp_path / "run") if line.get("event") == "failed"]
     assert failed["message"] == f"OutOfMemoryError: {first}; {second}"
 
@@ -311,7 +311,7 @@ def test_resident_images_that_do_not_fit_are_found_before_the_ranks_meet(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("own", "said", "waits"), [(True, "distcnn: out of memory\n  rank 1 …\n  a cure\n", []), (False, "", [2])]
+    ("own", "said", "waits"), [(True, "distcnn: out of memory\n  rank 1 …\n  a fix\n", []), (False, "", [2])]
 )
 def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypatch, capsys, own, said, waits):
     """The others wait meanwhile: a launcher ends all when one has ended."""
@@ -319,12 +319,12 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
     monkeypatch.setattr("distcnn.distributed.exit.time.sleep", waited.append)
     for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("TORCHELASTIC_RUN_ID", "x")):
         monkeypatch.setenv(name, value)
-    print_once(OutOfMemoryError("rank 1 …\na cure", own=own))
+    print_once(OutOfMemoryError("rank 1 …\na fix", own=own))
     assert (capsys.readouterr().err, waited) == (said, waits)
 
 
 @pytest.mark.parametrize(
-    ("place", "cure"),
+    ("place", "fix"),
     [
         ("distcnn.training.run.make_optimizer", "who else uses it"),
         ("distcnn.engine.ddp.DDPEngine.wrap", "train.micro_batch is 48"),
@@ -335,7 +335,7 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
         ("distcnn.training.run.Averages.load_state_dict", "train.micro_batch is 48"),
     ],
 )
-def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
+def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, place, fix):
     overrides = {"output_dir": str(tmp_path), "name": "run", "train.ema": 0.9, "checkpoint.resume": "auto"}
     distcnn.train(RUN, overrides)
 
@@ -343,23 +343,23 @@ def test_wherever_a_resumed_run_lacks_memory_it_says_so(tmp_path, monkeypatch, p
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
     monkeypatch.setattr(place, lack_memory)
-    with pytest.raises(OutOfMemoryError, match=f"it asked for 3.00 GiB.*\n.*{cure}"):
+    with pytest.raises(OutOfMemoryError, match=f"it asked for 3.00 GiB.*\n.*{fix}"):
         distcnn.train(RUN, overrides)
 
 
 @pytest.mark.parametrize(
-    ("place", "cure"),
+    ("place", "fix"),
     [
         ("distcnn.inference.evaluate.EvaluationLoader", "eval.batch_size is "),
         ("distcnn.inference.model.Averages", "train.device cpu"),
     ],
 )
-def test_wherever_an_evaluation_lacks_memory_it_says_so(tmp_path, monkeypatch, place, cure):
+def test_wherever_an_evaluation_lacks_memory_it_says_so(tmp_path, monkeypatch, place, fix):
     result = distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "run"})
 
     def lack_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
     monkeypatch.setattr(place, lack_memory)
-    with pytest.raises(OutOfMemoryError, match=cure):
+    with pytest.raises(OutOfMemoryError, match=fix):
         distcnn.evaluate(result.folder)

@@ -8,7 +8,7 @@ from distcnn.distributed.peers import Peers
 from distcnn.distributed.process import RankProcess
 from distcnn.distributed.world import World
 
-GONE = "rank 1 of 3 on b, process 11, has gone: its process has ended"
+GONE = "rank 1 of 3 on b, process 11, is gone: its process has ended"
 
 
 class Store:
@@ -26,7 +26,7 @@ class Store:
 
 def peers(store, rank=0):
     made = Peers(World(rank=rank, size=3), store, lambda: 0.0, lifeline=False)
-    made.processes, made.telling = [RankProcess(host, 10 + i, 0.0) for i, host in enumerate("abc")], store
+    made.processes, made.report_store = [RankProcess(host, 10 + i, 0.0) for i, host in enumerate("abc")], store
     return made
 
 

@@ -46,7 +46,7 @@ def heartbeats(size, rank=0):
     """Of a World of that size, as of one moment, seen by that rank."""
     made = Heartbeats(World(rank, size), None, lambda _: heartbeat(), 1.0)
     made.newest = {rank: heartbeat(step=6 if rank else 7) for rank in made.ranks}  # rank 0 is ahead
-    made._came = dict.fromkeys(made.ranks, time.monotonic())
+    made._received_at = dict.fromkeys(made.ranks, time.monotonic())
     return made
 
 
@@ -59,14 +59,14 @@ def test_at_most_four_ranks_know_of_all():
 def test_a_rank_is_missing_whose_last_heartbeat_is_old_or_never_came():
     made = heartbeats(3)
     assert made.missing(30) == set()
-    made._came[0] = made._came[1] = time.monotonic() - 40  # its own does not count
-    del made._came[2]
+    made._received_at[0] = made._received_at[1] = time.monotonic() - 40  # its own does not count
+    del made._received_at[2]
     assert made.missing(30) == {1, 2}
 
 
 def test_missing_ranks_are_blamed_else_those_behind_else_the_network():
     made = heartbeats(3)
-    made._came[1] -= 40
+    made._received_at[1] -= 40
     lines = [*blamed(made, {1})]
     assert lines == ["rank 1 on a, process 10: no sign of life for 40 s, last seen in log of step 7, at", "stack"]
     lines = [*blamed(made, set())]
@@ -79,7 +79,7 @@ def test_missing_ranks_are_blamed_else_those_behind_else_the_network():
     assert "alive, but behind the others, in log of step 7, at" in lines[0]
     made.newest[0] = heartbeat()
     first, second, _ = blamed(made, set())
-    assert first == "all ranks stand at the same place: is the network between them broken?"
+    assert first == "all ranks are at the same place: is the network between them broken?"
     assert second.startswith("rank 0 on a")
 
 
@@ -99,12 +99,12 @@ def test_a_report_that_fails_ends_the_rank_all_the_same():
         raise KeyError("step")
 
     made._end_with(report)
-    assert found == ["rank 1 is behind\n  File x, line 1\nthe report ends here, by KeyError: 'step'"]
-    assert logged == ["rank 1 is behind; the report ends here, by KeyError: 'step'"]
+    assert found == ["rank 1 is behind\n  File x, line 1\nthe report stops here: KeyError: 'step'"]
+    assert logged == ["rank 1 is behind; the report stops here: KeyError: 'step'"]
 
 
 def test_a_log_that_stands_still_or_fails_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(watchdog, "_LOG_S", 0.05)
+    monkeypatch.setattr(watchdog, "_LOG_TIMEOUT_S", 0.05)
     freed, logged = threading.Event(), []
     for log in (lambda _: logged.append(freed.wait(20)), lambda why: {}[why]):
         made, found, _ = ended(log=log)
@@ -124,19 +124,19 @@ def test_only_the_rank_that_found_it_speaks_but_each_logs_it(own, said):
 
 def test_a_main_thread_that_has_heard_of_it_is_left_in_peace(monkeypatch):
     """It may stand in a question to the store for longer than one that hears nothing is waited for."""
-    monkeypatch.setattr(watchdog, "STILL_S", 0.2)
-    monkeypatch.setattr(watchdog, "_LAST_WORDS_S", 20.0)
+    monkeypatch.setattr(watchdog, "IDLE_S", 0.2)
+    monkeypatch.setattr(watchdog, "_SHUTDOWN_S", 20.0)
     made, _, _ = ended()
     assert not made._main_thread_ends()
     made, _, _ = ended(raised=True)
     threading.Timer(0.6, made.done.set).start()
     assert made._main_thread_ends()
-    monkeypatch.setattr(watchdog, "_LAST_WORDS_S", 0.3)
+    monkeypatch.setattr(watchdog, "_SHUTDOWN_S", 0.3)
     assert not ended(raised=True)[0]._main_thread_ends()  # not without end
 
 
 def test_a_checkpoint_that_is_being_written_is_waited_for(monkeypatch):
-    monkeypatch.setattr(watchdog, "STILL_S", 0.2)
+    monkeypatch.setattr(watchdog, "IDLE_S", 0.2)
     written = threading.Event()
     saver = threading.Thread(target=written.wait, name="distcnn-saver")
     saver.start()

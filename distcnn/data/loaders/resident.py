@@ -12,7 +12,7 @@ from distcnn.data.loaders.batch import Batch, Finish
 from distcnn.data.preprocess import Preprocess
 from distcnn.data.samplers import MicroBatch, MicroBatchSampler
 from distcnn.data.sources.image_set import ImageSet
-from distcnn.distributed.device import whose
+from distcnn.distributed.device import rank_prefix
 from distcnn.distributed.memory import free_bytes, resident_problem
 from distcnn.distributed.world import World
 from distcnn.errors import DeviceError
@@ -64,4 +64,4 @@ def check_resident(data: ImageSet, device: torch.device, world: World) -> None:
     Not a collective: the free memory may differ between ranks, and each reports its own.
     """
     if device.type == "cuda" and (problem := resident_problem(resident_bytes(data), free_bytes(device))):
-        raise DeviceError(f"{whose(world)}{problem}")
+        raise DeviceError(f"{rank_prefix(world)}{problem}")

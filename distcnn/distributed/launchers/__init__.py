@@ -1,1 +1,1 @@
-"""One file per launcher: what detects it, its variables, and the World that they describe."""
+"""One file per launcher: how it is detected, its variables, and the World that they describe."""

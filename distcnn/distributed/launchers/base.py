@@ -1,4 +1,4 @@
-"""What a launcher is, and how its variables are read. No torch."""
+"""The protocol of launchers, and helpers that read their variables. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,16 +10,16 @@ from distcnn.errors import LauncherError
 
 
 class Launcher(Protocol):
-    """A launcher, made without arguments; a package adds its own as an entry point of the group `distcnn.launchers`."""
+    """A launcher, constructed without arguments. Packages add theirs by entry points, group `distcnn.launchers`."""
 
-    rank_names: tuple[str, ...]  # the variables that may hold the rank: the first that is set does
-    local_rank_names: tuple[str, ...]  # the same for the rank among those of this node
+    rank_names: tuple[str, ...]  # variables that may hold the rank: the first one set counts
+    local_rank_names: tuple[str, ...]  # the same for the local rank
 
     def detect(self, environment: Environment) -> bool:
-        """Return whether this launcher started the process. Launchers that it may run in are asked after it."""
+        """Whether this launcher started the process. Launchers that it can run inside are asked later."""
 
     def world(self, environment: Environment) -> World:
-        """Return the World. Raises LauncherError with each wrong variable, its value, and what would be right."""
+        """Return the World. Raises LauncherError with each invalid variable, its value, and what would be valid."""
 
 
 class Variables:
@@ -30,7 +30,7 @@ class Variables:
         self.problems: list[str] = []
 
     def number(self, name: str, default: int | None = None, least: int = 0) -> int:
-        """Return the whole number that a variable holds; without a `default` it has to be set."""
+        """Return a variable's integer value of at least `least`; without a `default` it must be set."""
         text = self.environment.get(name)
         if text is None and default is not None:
             return default
@@ -53,10 +53,9 @@ class Variables:
         return port
 
     def check(self, conditions: Mapping[str, bool]) -> None:
-        """Raise LauncherError with all problems found while reading, or else with the first condition that holds.
+        """Raise LauncherError with all problems found while reading, else with the first condition that is true.
 
-        `conditions` maps each problem to whether there is it. What one number says of another is worth a message only
-        where all could be read.
+        `conditions` maps each problem to whether it exists. They compare numbers, so all must be readable first.
         """
         problems = self.problems or [problem for problem, found in conditions.items() if found][:1]
         if problems:
@@ -64,15 +63,15 @@ class Variables:
 
 
 def by_accelerate(environment: Environment) -> bool:
-    """Return whether `accelerate launch` is behind the launcher."""
+    """Whether `accelerate launch` started the launcher."""
     return "ACCELERATE_MIXED_PRECISION" in environment
 
 
 def with_address(world: World, hosts: tuple[str, ...], port: int = 0, job: str | None = None) -> World:
-    """Add where the ranks find rank 0: at `port`, or at one that they agree on by the name of their `job`.
+    """Add rank 0's address: at `port`, or at one derived from the name of the `job`.
 
-    The ports of a job begin at a number made of its name, below those that the kernel hands out by itself (from 32768
-    on): different jobs mostly begin at different ones. A single rank needs no address.
+    A hash of the name gives the first port to try, below the kernel's ephemeral range (from 32768 on), so that
+    different jobs mostly start at different ports. A single rank needs no address.
     """
     if world.size == 1:
         return world

@@ -21,7 +21,7 @@ class MPI:
     local_rank_names = (OPEN_MPI[2], HYDRA[2])
 
     def detect(self, environment: Environment) -> bool:
-        """Return whether the variables of either are set; in a Slurm step PMI_* alone are srun's own (--mpi=pmi2)."""
+        """Whether the variables of either are set. In a Slurm step PMI_* alone are srun's (--mpi=pmi2)."""
         if Slurm().detect(environment):
             return OPEN_MPI[0] in environment or HYDRA[2] in environment
         return any(name in environment for name in (*OPEN_MPI[:2], *HYDRA[:2]))
@@ -46,22 +46,22 @@ class MPI:
             "MASTER_ADDR is not set, and rank 0 does not run on mpirun's own node: give mpirun -x MASTER_ADDR=HOST, "
             "the first host of its host file (launch/mpirun.sh does it)":
                 local_size != size and rank == 0 and _elsewhere(environment),
-            f"MASTER_ADDR is not set, and {rank_name}'s launcher does not tell where rank 0 runs: give mpirun "
+            f"MASTER_ADDR is not set, and {rank_name}'s launcher does not say where rank 0 runs: give mpirun "
             "-genv MASTER_ADDR HOST -genv MASTER_PORT 29500 (with Open MPI: -x MASTER_ADDR=HOST)":
                 size > 1 and not hosts,
-            f"MASTER_PORT is not set, and {rank_name}'s launcher gives its jobs no name to agree on a port by: give "
+            f"MASTER_PORT is not set, and {rank_name}'s launcher does not name the job, to derive a port from: give "
             "mpirun -genv MASTER_PORT 29500, or any other free port": size > 1 and not job and not port,
         })  # fmt: skip
         launcher = "accelerate" if by_accelerate(environment) else "mpirun"
         world = World(rank, size, local_rank, local_size, rank // local_size, -(-size // local_size), launcher)
-        # Accelerate exports MASTER_PORT = 29500 to the ranks of mpirun's node alone: with a job's name it is not used.
+        # Accelerate exports MASTER_PORT = 29500 only to the ranks of mpirun's node: a job's name takes precedence.
         return with_address(world, hosts, port, f"mpi-{job}" if job else None)
 
 
 def _hosts(environment: Environment) -> tuple[str, ...]:
-    """Return MASTER_ADDR, and under Open MPI all addresses of mpirun's own node.
+    """Return MASTER_ADDR, and under Open MPI the addresses of mpirun's node.
 
-    Rank 0 runs there unless the host file leaves that node out.
+    Rank 0 runs there unless the host file omits that node.
     """
     given = environment.get("MASTER_ADDR", "")
     addresses = re.findall(r"tcp://([\d.,]+):", environment.get("OMPI_MCA_orte_hnp_uri", ""))
@@ -70,7 +70,7 @@ def _hosts(environment: Environment) -> tuple[str, ...]:
 
 
 def _elsewhere(environment: Environment) -> bool:
-    """Return whether this process runs on another node than Open MPI's mpirun, and no address is given."""
+    """Whether this process is on another node than Open MPI's mpirun, and no address is given."""
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
     own = environment.get("OMPI_MCA_orte_local_daemon_uri", uri)
     return not environment.get("MASTER_ADDR") and own != uri

@@ -6,7 +6,7 @@ from distcnn.errors import LauncherError
 
 
 class Single:
-    """A process by itself, or the one of `accelerate launch` for one process. Detects every environment."""
+    """A single process, perhaps of `accelerate launch`. Detects any environment."""
 
     rank_names: tuple[str, ...] = ()
     local_rank_names: tuple[str, ...] = ()
@@ -19,7 +19,7 @@ class Single:
         """Return the World of one rank."""
         if by_accelerate(environment) and "MASTER_PORT" in environment:
             raise LauncherError(
-                "ACCELERATE_USE_CPU = True: `accelerate launch --cpu` was asked for several processes and started one "
+                "ACCELERATE_USE_CPU = True: `accelerate launch --cpu` was asked for several processes but started one "
                 "(MASTER_PORT is set, RANK is not). Give it --mpirun_hostfile FILE, or use launch/accelerate.sh, or "
                 "torchrun with --engine accelerate"
             )

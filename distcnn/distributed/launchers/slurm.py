@@ -9,17 +9,17 @@ _SRUN = "start distcnn with srun, which sets"
 
 
 class Slurm:
-    """`srun`. A batch script has SLURM_JOB_ID and SLURM_NTASKS too, but is no step: it is one process."""
+    """`srun`. A batch script has SLURM_JOB_ID and SLURM_NTASKS too, but is a single process, not a step."""
 
     rank_names = ("SLURM_PROCID",)
     local_rank_names = ("SLURM_LOCALID",)
 
     def detect(self, environment: Environment) -> bool:
-        """Return whether the process belongs to a step."""
+        """Whether the process belongs to a step."""
         return any(name in environment for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_STEPID"))
 
     def world(self, environment: Environment) -> World:
-        """Return the World. Rank 0 is on the step's first node, at a port agreed on by the step's id."""
+        """Return the World. Rank 0 is on the step's first node, at a port derived from the step's id."""
         variables = Variables(environment)
         size = variables.number("SLURM_STEP_NUM_TASKS", least=1)
         rank, local_rank = variables.number("SLURM_PROCID"), variables.number("SLURM_LOCALID")
@@ -30,13 +30,13 @@ class Slurm:
         local_size = counts[node] if node < len(counts) else size
         hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
         variables.check({
-            f"SLURM_STEP_TASKS_PER_NODE = {text!r}: should read like 4(x2),3; is it exported from another job? Unset "
+            f"SLURM_STEP_TASKS_PER_NODE = {text!r}: should look like 4(x2),3; is it exported from another job? Unset "
             "it": not counts,
             f"SLURM_PROCID = {rank} in the environment: should be below SLURM_STEP_NUM_TASKS = {size}; {_SRUN} both":
                 rank >= size,
             f"SLURM_STEP_TASKS_PER_NODE = {text}, SLURM_STEP_NUM_TASKS = {size}: they should add up; {_SRUN} both":
                 sum(counts) != size,
-            f"SLURM_NODEID = {node}, but SLURM_STEP_TASKS_PER_NODE = {text} speaks of {len(counts)} nodes; {_SRUN} "
+            f"SLURM_NODEID = {node}, but SLURM_STEP_TASKS_PER_NODE = {text} lists {len(counts)} nodes; {_SRUN} "
             "both": node >= len(counts),
             f"SLURM_LOCALID = {local_rank} in the environment: should be below the {local_size} tasks that "
             f"SLURM_STEP_TASKS_PER_NODE gives this node; {_SRUN} both": local_rank >= local_size,
@@ -49,7 +49,7 @@ class Slurm:
 
 
 def _first_host(nodelist: str) -> str:
-    """`gpu[07-09,12],login` → `gpu07`: Slurm's host list syntax; of several brackets the first entry each."""
+    """`gpu[07-09,12],login` → `gpu07`: Slurm's hostlist syntax; the first entry of each bracket."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else ""
 

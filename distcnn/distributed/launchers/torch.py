@@ -1,4 +1,4 @@
-"""PyTorch's own variables: torchrun, `accelerate launch --multi_gpu`, schedulers' wrappers, or exported by hand.
+"""PyTorch's variables: of torchrun, `accelerate launch --multi_gpu`, schedulers' wrappers, or exported by hand.
 
 https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
 """
@@ -10,13 +10,13 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Torch:
-    """What sets RANK and WORLD_SIZE for each process."""
+    """Any launcher that sets RANK and WORLD_SIZE for each process."""
 
     rank_names = ("RANK",)
     local_rank_names = ("LOCAL_RANK",)
 
     def detect(self, environment: Environment) -> bool:
-        """Return whether RANK or WORLD_SIZE is set."""
+        """Whether RANK or WORLD_SIZE is set."""
         return "RANK" in environment or "WORLD_SIZE" in environment
 
     def world(self, environment: Environment) -> World:
@@ -28,7 +28,7 @@ class Torch:
         local_rank = variables.number("LOCAL_RANK", 0)
         local_size = variables.number("LOCAL_WORLD_SIZE", size, least=1)
         port = variables.port(least=0 if alone else 1)
-        # torchrun numbers its agents; otherwise equal nodes are assumed, for nothing but the text of messages.
+        # torchrun numbers its agents; otherwise nodes of equal size are assumed, for messages only.
         node = variables.number("GROUP_RANK", 0 if alone else rank // local_size)
         agents = variables.number("GROUP_WORLD_SIZE", -(-size // local_size), least=1)
         elastic = "TORCHELASTIC_RUN_ID" in environment
@@ -47,7 +47,7 @@ class Torch:
 
 
 def _missing(environment: Environment, alone: bool) -> list[str]:
-    """Return a problem for each variable that is not set while others are."""
+    """Return a problem for each variable that is unset while others are set."""
     present = [name for name in VARIABLES if name in environment]
     needed = ("RANK",) if alone else VARIABLES
     return [
@@ -59,7 +59,7 @@ def _missing(environment: Environment, alone: bool) -> list[str]:
 
 
 def _outer(variables: Variables) -> tuple[str, int, str, int] | None:
-    """Return the launcher around this one, as (variable, number of tasks, variable, number of this task).
+    """Return the launcher around this one, as (variable, number of tasks, variable, index of this task).
 
     mpirun first: inside an allocation its ranks inherit the step of their daemon.
     """
@@ -70,7 +70,7 @@ def _outer(variables: Variables) -> tuple[str, int, str, int] | None:
 
 
 def _disagreement(variables: Variables, rank: int, size: int) -> dict[str, bool]:
-    """Exported variables that are not those of the launcher around them."""
+    """Return a problem if the variables differ from those of the launcher around them."""
     if (outer := _outer(variables)) is None:
         return {}
     name, tasks, rank_name, task = outer
@@ -82,14 +82,14 @@ def _disagreement(variables: Variables, rank: int, size: int) -> dict[str, bool]
 
 
 def _agents(variables: Variables, agents: int) -> dict[str, bool]:
-    """torchrun in every task of a step, or under every rank of mpirun, each agent alone: N trainings in one folder."""
+    """Return a problem if srun or mpirun started several independent agents: N trainings in one folder."""
     if (outer := _outer(variables)) is None:
         return {}
     name, tasks, *_ = outer
     elastic = variables.environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"  # such a job may have lost agents
     return {
         f"{name} = {tasks}, but torchrun's GROUP_WORLD_SIZE = {agents}: "
-        f"{'srun' if name.startswith('SLURM') else 'mpirun'} started {tasks} agents that do not know of each other. "
+        f"{'srun' if name.startswith('SLURM') else 'mpirun'} started {tasks} agents that are not connected. "
         f"Give torchrun --nnodes {tasks} --rdzv-backend c10d --rdzv-endpoint HOST:PORT, as slurm/torchrun.sbatch "
         "does, or start one": tasks not in (1, agents) and not elastic,
     }  # fmt: skip

@@ -5,17 +5,17 @@ from threading import Event
 
 import pytest
 
-from distcnn.distributed.patience import patiently
+from distcnn.distributed.timeout import call_with_timeout
 
 
-def test_patience_begins_anew_with_each_sign_of_life():
+def test_each_part_restarts_the_timeout():
     def work(alive):
         for i in range(4):
             alive(f"part {i}")
             time.sleep(0.15)
         return "done"
 
-    assert patiently(work, 0.4) == "done"
+    assert call_with_timeout(work, 0.4) == "done"
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_what_does_not_move_is_named_and_left_behind(parts, complaint, said):
         ended.wait()
 
     with pytest.raises(TimeoutError) as raised:
-        patiently(work, 0.1, complaint)
+        call_with_timeout(work, 0.1, complaint)
     assert str(raised.value) == said
     ended.set()
 
 
 def test_what_it_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
-        patiently(lambda _: 1 / 0, 10)
+        call_with_timeout(lambda _: 1 / 0, 10)
