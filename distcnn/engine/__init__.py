@@ -1,1 +1,1 @@
-"""What carries a loss to one optimizer step, on one rank or on many."""
+"""Engines: backward, gradient sum over the ranks, and optimizer step."""

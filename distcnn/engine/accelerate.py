@@ -1,7 +1,7 @@
-"""The same step on Hugging Face Accelerate, for those whose cluster is set up by `accelerate config`.
+"""The engine on Hugging Face Accelerate, for clusters set up by `accelerate config`.
 
-Accelerate prepares the model and the optimizer. Order of images, schedule, evaluation and checkpoints stay distcnn's,
-and so does the sum of the gradients: the losses are those of the native engine, to the bit in fp32.
+Accelerate prepares the model and the optimizer. The order of images, schedule, evaluation, checkpoints and the sum of
+the gradients remain distcnn's: the losses equal those of the native engine, bit for bit in fp32.
 """
 
 import os
@@ -21,9 +21,9 @@ from distcnn.engine.ddp import buffers_option
 from distcnn.registry import Problem
 from distcnn.text import missing
 
-# `accelerate launch` hands over its configuration in the environment: what it says of the run's own keys …
+# `accelerate launch` passes its configuration in the environment.
 PRECISIONS = {"no": None, "fp16": "fp16", "bf16": "bf16"}
-# … and what it cannot do with distcnn, which trains with DistributedDataParallel.
+# Features that exclude distcnn's DistributedDataParallel: variable → key of Accelerate's config.
 _FOREIGN = {
     "ACCELERATE_USE_FSDP": "use_fsdp",
     "ACCELERATE_USE_DEEPSPEED": "use_deepspeed",
@@ -33,7 +33,7 @@ _FOREIGN = {
 
 
 def defaults(environment: Environment) -> dict[str, Any]:
-    """What Accelerate's configuration says of the run's keys, for those that the run's own does not give."""
+    """Return the run's keys that Accelerate's configuration sets: defaults for those that the run leaves out."""
     found: dict[str, Any] = {}
     if precision := PRECISIONS.get(environment.get("ACCELERATE_MIXED_PRECISION", "no")):
         found["train.precision"] = precision
@@ -45,7 +45,7 @@ def defaults(environment: Environment) -> dict[str, Any]:
 
 
 def problems(config: Config, environment: Environment) -> Iterator[Problem]:
-    """Where the run's config and Accelerate's contradict each other."""
+    """Yield contradictions between the run's config and Accelerate's."""
     if needs := missing("accelerate", "accelerate"):
         yield ("engine",), f"{needs}, or engine: ddp"
     for name, key in _FOREIGN.items():
@@ -58,19 +58,19 @@ def problems(config: Config, environment: Environment) -> Iterator[Problem]:
     if said not in PRECISIONS:
         yield (
             ("train.precision",),
-            f"ACCELERATE_MIXED_PRECISION = {said}: distcnn has no {said}; set mixed_precision to bf16",
+            f"ACCELERATE_MIXED_PRECISION = {said}: distcnn does not support {said}; set mixed_precision to bf16",
         )
     elif PRECISIONS[said] not in (None, wanted):
         yield (
             ("train.precision",),
-            f"Accelerate's config says mixed_precision: {said} (ACCELERATE_MIXED_PRECISION); say the same in both, or "
+            f"Accelerate's config says mixed_precision: {said} (ACCELERATE_MIXED_PRECISION); set the same in both, or "
             "set mixed_precision: 'no' there to leave it to the run",
         )
     if (steps := environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         yield (
             ("train.micro_batch",),
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}: in distcnn global batch, ranks and train.micro_batch "
-            "decide the accumulation; take gradient_accumulation_steps out of Accelerate's config",
+            "determine the accumulation; remove gradient_accumulation_steps from Accelerate's config",
         )
     if (backend := _backend(environment)) and not config.model.compile:
         yield (
@@ -82,33 +82,33 @@ def problems(config: Config, environment: Environment) -> Iterator[Problem]:
 
 
 def _backend(environment: Environment) -> str | None:
-    """The torch.compile backend that Accelerate's config asks for."""
+    """Return the torch.compile backend of Accelerate's config, or None."""
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "NO").lower()
     return None if backend == "no" else backend
 
 
 def compiles(environment: Environment) -> bool:
-    """Whether Accelerate compiles the model, with the backend and mode of its own config."""
+    """Whether Accelerate compiles the model, with its config's backend and mode."""
     return _backend(environment) is not None
 
 
 class AccelerateEngine(Engine):
-    """Wraps, scales and steps through an `Accelerator`. Call it inside the process group, which it takes over."""
+    """Wraps, scales and steps through an `Accelerator`. Construct it inside the process group, which it adopts."""
 
     def wrap(self) -> nn.Module:
-        """As Accelerate prepares it: placed, cast, in DistributedDataParallel, compiled by its own config."""
+        """Return the model as Accelerate prepares it: placed, cast, in DistributedDataParallel, perhaps compiled."""
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
 
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        AcceleratorState._reset_state(reset_partial_state=True)  # one of an earlier training in this process
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         own = {"LOCAL_RANK": f"{self.device.index}"} if self.device.type == "cuda" and world > 1 else {}
-        # Without a number of threads it sets one of its own, and warns. Of a GPU it knows by the local rank alone.
-        with _told({"OMP_NUM_THREADS": f"{torch.get_num_threads()}"} | own):
+        # Otherwise it sets a number of threads itself, with a warning. It finds the GPU by LOCAL_RANK alone.
+        with _environment({"OMP_NUM_THREADS": f"{torch.get_num_threads()}"} | own):
             self.accelerator = Accelerator(
-                # Passed explicitly: without it, `accelerate launch --multi_gpu` on a machine without a GPU starts ranks
-                # that each believe they are alone.
+                # Explicit: otherwise ranks of `accelerate launch --multi_gpu` on a machine without GPUs each assume
+                # world size 1.
                 cpu=self.device.type == "cpu",
                 mixed_precision="no" if self.precision == "fp32" else self.precision.removesuffix("-master"),
                 kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
@@ -118,33 +118,33 @@ class AccelerateEngine(Engine):
         forward: nn.Module = self.accelerator.prepare_model(self.compute_model)
         self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
         if (ddp := distributed_part(forward)) is not None:
-            setattr(ddp, buffers_option(), False)  # its keyword has two names, of which Accelerate knows one
+            setattr(ddp, buffers_option(), False)  # Accelerate knows only one of the option's two names
         return forward
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
-        """Accelerate's own in fp16."""
+        """Accelerate's scaler in fp16, else a disabled one."""
         return self.accelerator.scaler or torch.amp.GradScaler(self.device.type, enabled=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Accelerate's."""
+        """Return Accelerate's context of a forward."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
     def scaled_backward(self, loss: Tensor) -> None:
-        """Accelerate scales the loss."""
+        """Run the backward of one loss, which Accelerate scales."""
         self.accelerator.backward(loss)
 
     def update(self) -> None:
-        """Accelerate's optimizer steps and updates the scale."""
+        """Step the optimizer and update the scale."""
         self.prepared.step()
 
 
 @contextmanager
-def _told(said: Mapping[str, str]) -> Iterator[None]:
-    """Within, these variables are set."""
-    before = {name: os.environ.get(name) for name in said}
-    os.environ.update(said)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -156,6 +156,6 @@ def _told(said: Mapping[str, str]) -> Iterator[None]:
 
 
 def distributed_part(model: nn.Module) -> DistributedDataParallel | None:
-    """The DistributedDataParallel in a model, below torch.compile's wrapper if there is one."""
+    """Return the DistributedDataParallel of a model, inside torch.compile's wrapper if there is one; else None."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, DistributedDataParallel) else None

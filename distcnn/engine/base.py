@@ -1,4 +1,4 @@
-"""What a step needs of whatever wraps the model: the protocol of the engines, and the arithmetic they share."""
+"""The base class of the engines: their interface, and what they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from distcnn.engine.master_weights import MasterWeights, Precision, autocast, bf
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How an engine makes a step."""
+    """How an engine computes a step."""
 
     precision: Precision = "fp32"
-    clip_norm: float | None = None  # largest norm of the whole gradient
+    clip_norm: float | None = None  # upper limit of the norm of the full gradient
     gradient_sum: Literal["fp64", "fp32"] = "fp64"
     micro_batches: int = 1  # of a global batch, over all ranks
 
 
 class Engine(ABC):
-    """Carries each loss back to one optimizer step of the summed gradient.
+    """Sums the gradients of a step's micro-batches, and steps the optimizer.
 
     `model` is the unwrapped module: evaluate it and save its state. `forward` is what training calls: `compute_model`,
-    which is `model` or, with bf16-master, its copy in bfloat16, in whatever wraps it.
-    `optimizer` is the unwrapped optimizer: set its learning rate. `enter` is told of phases within a backward.
+    perhaps wrapped, which is `model` or, with bf16-master, its bfloat16 copy. `optimizer` is the unwrapped optimizer:
+    set its learning rate. `enter` is called with the name of each phase within a backward.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Engine(ABC):
         self.model, self.optimizer, self.device, self.clip_norm = model, optimizer, device, options.clip_norm
         self.precision = options.precision
         if self.precision == "bf16-master":
-            broadcast_main([p.data for p in model.parameters()])  # DDP does it for what it wraps: the copy
+            broadcast_main([p.data for p in model.parameters()])  # DDP broadcasts what it wraps: the copy
         self.compute_model = bf16_copy(model) if self.precision == "bf16-master" else model
         self.masters = MasterWeights(model, self.compute_model)
         self.sums = GradientSums(model, self.compute_model, options.gradient_sum, options.micro_batches, enter)
@@ -56,29 +56,29 @@ class Engine(ABC):
 
     @abstractmethod
     def wrap(self) -> nn.Module:
-        """`compute_model` as training calls it: in DistributedDataParallel where there are other ranks."""
+        """Return `compute_model`, in DistributedDataParallel if there are other ranks."""
 
     @property
     @abstractmethod
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss in fp16; a disabled one lets everything pass."""
+        """Scales the loss in fp16; disabled in other precisions."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward."""
+        """Return the context of a forward."""
         return autocast(self.device, self.precision)
 
     def begin(self) -> None:
-        """Begin a step: weights in bfloat16 are made from their masters."""
+        """Begin a step: refresh bfloat16 weights from their masters."""
         self.masters.refresh()
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
-        """The context of one micro-batch's forward and backward: only the last one of a step exchanges gradients."""
+        """Return the context of a micro-batch's forward and backward; `sync` is for the last one of a step."""
         return nullcontext() if sync or self.ddp is None else self.ddp.no_sync()
 
     def backward(self, loss: Tensor, *, sync: bool) -> None:
-        """Add one micro-batch's part of the gradient; the parts' sum over all ranks is the step's gradient."""
+        """Add one micro-batch's gradient to the step's; with `sync`, sum that over the ranks."""
         self.scaled_backward(loss)
-        if not (sync and self.ddp is not None):  # the last part is added while it is exchanged
+        if not (sync and self.ddp is not None):  # otherwise the comm hook adds it
             self.sums.accumulate()
 
     def step(self) -> None:
@@ -91,22 +91,22 @@ class Engine(ABC):
         self.optimizer.zero_grad(set_to_none=True)
 
     def scaled_backward(self, loss: Tensor) -> None:
-        """Run the backward of one loss, in fp16 of a scaled one."""
+        """Run the backward of one loss, scaled in fp16."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
-        """Run the optimizer; in fp16 not if a gradient has overflowed."""
+        """Step the optimizer, unless a gradient overflowed in fp16."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimizer and the scaler; the same for every engine. The weights are the model's own."""
+        """Return the state of optimizer and scaler, the same for every engine. The weights are in the model's."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take all of it back; a missing or a foreign part raises."""
+        """Restore `state_dict`. Raises if a part is missing or does not match."""
         configured = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(own)  # what is saved of them may be another config's, whose change has been allowed
+            group.update(own)  # this config's options, not the saved ones, as their change was allowed
         self.scaler.load_state_dict(state["scaler"])

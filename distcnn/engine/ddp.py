@@ -1,4 +1,4 @@
-"""How one step runs on all ranks: native DistributedDataParallel, autocast and, for fp16, a gradient scaler."""
+"""The native engine: DistributedDataParallel, autocast and, in fp16, a gradient scaler."""
 
 import inspect
 from functools import cached_property
@@ -13,10 +13,10 @@ from distcnn.engine.base import Engine
 
 
 class DDPEngine(Engine):
-    """PyTorch alone."""
+    """The engine on plain PyTorch."""
 
     def wrap(self) -> nn.Module:
-        """In DistributedDataParallel where a process group stands."""
+        """Return `compute_model`, in DistributedDataParallel if there is a process group."""
         if not dist.is_initialized():
             return self.compute_model
         options: dict[str, Any] = {buffers_option(): False}
@@ -29,15 +29,15 @@ class DDPEngine(Engine):
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
-        """Enabled in fp16."""
+        """Scales the loss in fp16; disabled in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
 
 def buffers_option() -> str:
-    """The name of DDP's option to broadcast buffers before every forward, which PyTorch 2.14 renamed.
+    """Return the name of DDP's option to broadcast buffers before every forward, which PyTorch 2.14 renamed.
 
-    It is off here: BatchNorm's statistics are averaged over the ranks after each step (training/batchnorm.py), and
-    nothing else writes buffers.
+    The engines switch it off: BatchNorm's statistics are averaged over the ranks after each step
+    (training/batchnorm.py), and nothing else writes buffers.
     """
     names = inspect.signature(DistributedDataParallel).parameters
     return "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

@@ -1,4 +1,4 @@
-"""The gradient of a step: the exact sum of its micro-batches' gradients, on this rank and over the ranks."""
+"""The gradient of a step: the exact sum of its micro-batches' gradients over all ranks."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class GradientSums:
-    """A step's gradient is a sum over its micro-batches, on this rank and over the ranks.
+    """Sums the gradients of a step's micro-batches, on this rank and over the ranks.
 
-    In float32 its last bits depend on the order of the sum, thus on the number of ranks, and a ReLU or a max-pool
-    that tips over makes much of them within some tens of steps. With `kind="fp64"` the parts are summed in float64,
-    whose rounding error is lost when the sum is rounded to float32: the same bits at every world size. It costs 8
-    bytes a parameter, and twice the traffic. Two parts need neither: their sum is the same in either order.
+    In float32 the last bits of the sum depend on its order, thus on the number of ranks, and are amplified within tens
+    of steps when a ReLU or max-pool near a tie flips. With `kind="fp64"` the sum is in float64, whose rounding error
+    disappears when it is rounded to float32: the same bits at every world size. It costs 8 bytes per parameter and
+    twice the traffic. Two micro-batches do not need it: their sum is the same in either order.
 
-    `compute_model` is what the gradients come from: `model` itself, or its bfloat16 copy, whose gradients are summed in
-    float32 at least and given to `model`, the masters. `micro_batches` are those of a step, over all ranks. `enter` is
-    told when an exchange begins, and when the backward goes on alone.
+    `compute_model` yields the gradients: it is `model` or its bfloat16 copy, whose gradients are summed in at least
+    float32 and given to the masters in `model`. `micro_batches` is the number in a step, over all ranks. `enter` is
+    called with "gradient sync" when an all-reduce begins, and with "backward" when computing resumes.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class GradientSums:
         pairs = zip(compute_model.parameters(), model.parameters(), strict=True)
         self.masters = {p: master for p, master in pairs if p.requires_grad and (exact or p.dtype != master.dtype)}
         self.sums = {p: torch.zeros_like(p, dtype=dtype) for p in self.masters}
-        self.present: set[nn.Parameter] = set()  # those that had a gradient in this step
+        self.present: set[nn.Parameter] = set()  # parameters with a gradient in this step
         self.enter = enter
 
     def accumulate(self) -> None:
-        """Move the gradients of a micro-batch into the sums."""
+        """Move a micro-batch's gradients into the sums."""
         for p, total in self.sums.items():
             if p.grad is not None:
                 total += p.grad
@@ -47,36 +47,35 @@ class GradientSums:
 
     @torch.no_grad()
     def comm_hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        """Sum a bucket over the ranks: DDP's communication hook (by default it would be the mean).
+        """Sum a bucket over the ranks: DDP's communication hook (its default is the mean).
 
-        The rest of the backward hides it, but for the last bucket, after which the backward only waits.
+        The rest of the backward overlaps with it, except for the last bucket, for which the backward waits.
         """
         self.enter("gradient sync")
-        done = self._begin_exchange(bucket)
+        done = self._start_all_reduce(bucket)
         if not bucket.is_last():
             self.enter("backward")
         return done
 
-    def _begin_exchange(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    def _start_all_reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         buffer: Tensor = bucket.buffer()
         parameters = bucket.parameters()
-        if parameters[0] not in self.sums:  # a bucket is of one dtype
+        if parameters[0] not in self.sums:  # a bucket has one dtype
             return dist.all_reduce(buffer, async_op=True).get_future().then(lambda _: buffer)
-        # A bucket holds its gradients one after another, each with its parameter's strides, as the sums have them:
-        # channels_last weights lie in another order than their shape says, so it is memory that is added here.
+        # A bucket holds its gradients back to back, each with its parameter's strides, as do the sums: add in memory
+        # order, which for channels_last weights is not the order of their shape.
         totals = [self.sums[p].as_strided((p.numel(),), (1,)) for p in parameters]
-        whole = torch.cat(totals).add_(buffer)  # [elements of the bucket] float64 or float32
-
+        flat = torch.cat(totals).add_(buffer)  # [elements of the bucket] float64 or float32
         self.present.update(parameters)
 
-        def take(_: object) -> Tensor:
-            torch._foreach_copy_(totals, torch.split(whole, [p.numel() for p in parameters]))
+        def copy_back(_: object) -> Tensor:
+            torch._foreach_copy_(totals, torch.split(flat, [p.numel() for p in parameters]))
             return buffer
 
-        return dist.all_reduce(whole, async_op=True).get_future().then(take)
+        return dist.all_reduce(flat, async_op=True).get_future().then(copy_back)
 
     def finalize(self) -> None:
-        """Round the sums, once: they become the gradients; the next step's begin at zero."""
+        """Round the sums once, store them as the gradients, and reset them to zero."""
         for p in self.present:
             if p is not self.masters[p]:
                 p.grad = None

@@ -1,4 +1,4 @@
-"""Precisions: what a forward computes in, and weights in bfloat16 beside their float32 masters."""
+"""Precisions: autocast, and bfloat16 weights with float32 masters."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -12,15 +12,15 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16,
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context of a forward, in training and in evaluation."""
+    """Return the context of a forward, in training and in evaluation."""
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def bf16_copy(model: nn.Module) -> nn.Module:
-    """Copy a network, its matrices and filters in bfloat16; what is 1-d, and the buffers, it shares with `model`.
+    """Copy a model with its matrices and filters in bfloat16; 1-d parameters and buffers are shared with `model`.
 
-    Autocast would cast the weights again in every forward, and their gradients back in every backward.
+    Autocast would cast the weights in every forward, and their gradients in every backward.
     """
     shared = [*model.buffers(), *(p for p in model.parameters() if p.ndim <= 1)]
     copied: nn.Module = copy.deepcopy(model, {id(t): t for t in shared})
@@ -31,7 +31,7 @@ def bf16_copy(model: nn.Module) -> nn.Module:
 
 
 class MasterWeights:
-    """The bfloat16 weights of `compute_model` and their float32 masters in `model`; none where they are the same."""
+    """The bfloat16 weights of `compute_model` and their float32 masters in `model`; none if they are the same."""
 
     def __init__(self, model: nn.Module, compute_model: nn.Module):
         both = zip(compute_model.parameters(), model.parameters(), strict=True)
@@ -41,6 +41,6 @@ class MasterWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Make the copies anew from their masters."""
+        """Copy the masters into the bfloat16 weights."""
         if self.copies:
             torch._foreach_copy_(self.copies, self.masters)

@@ -50,7 +50,7 @@ def test_what_the_configuration_says_of_the_run(installed, environment, expected
         ({}, [], None, []),
         ({MIXED: "no"}, ["--train.precision", "bf16"], None, []),  # left to the run
         ({MIXED: "bf16"}, ["--train.precision", "bf16"], None, []),
-        ({MIXED: "bf16"}, [], "train.precision", ["mixed_precision: bf16", "say the same in both"]),
+        ({MIXED: "bf16"}, [], "train.precision", ["mixed_precision: bf16", "set the same in both"]),
         ({MIXED: "fp8"}, [], "train.precision", [f"{MIXED} = fp8", "set mixed_precision to bf16"]),
         ({"ACCELERATE_USE_FSDP": "true"}, [], "engine", ["ACCELERATE_USE_FSDP", "set use_fsdp: false"]),
         ({"ACCELERATE_USE_DEEPSPEED": "True"}, [], "engine", ["ACCELERATE_USE_DEEPSPEED", "set use_deepspeed: false"]),
@@ -58,7 +58,7 @@ def test_what_the_configuration_says_of_the_run(installed, environment, expected
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, [], "engine", ["ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism_config: false"]),
         ({"ACCELERATE_USE_FSDP": "false"}, [], None, []),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, [], None, []),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, [], "train.micro_batch", ["STEPS = 4", "take gradient_accumulation_steps out"]),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, [], "train.micro_batch", ["STEPS = 4", "remove gradient_accumulation_steps"]),
         ({DYNAMO: "INDUCTOR"}, ["--model.compile", "true"], None, []),
         ({DYNAMO: "INDUCTOR"}, [], "model.compile", ["dynamo_backend: inductor", "set model.compile true"]),
         ({CPU: "True"}, ["--train.device", "cuda"], "train.device", ["use_cpu: true", "set train.device cpu"]),
