@@ -1,1 +1,1 @@
-"""What is behind `distcnn doctor`."""
+"""The checks of `distcnn doctor`."""

@@ -1,4 +1,4 @@
-"""The GPUs of one rank: what it sees, and whether the one that it would train on can be used."""
+"""The GPUs of one rank: those visible, and whether the one that it would train on works."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from distcnn.text import plural
 
 
 def devices(situation: Situation) -> Iterator[Finding]:
-    """Say what this rank sees. Whether it has a GPU of its own shows when the ranks have met: `gpus_of_ranks`."""
+    """Report what this rank sees. Whether its GPU is its own is checked later, by `gpus_of_ranks`."""
     cpu, driver = f"{cores()} cores", _driver_version()
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and Path("/dev/nvidiactl").exists():
             fix = "install a PyTorch built for this driver's CUDA (nvidia-smi shows it), or set CUDA_VISIBLE_DEVICES"
-            text = f"{cpu}; a GPU's driver is there{driver}, but PyTorch (CUDA {torch.version.cuda}) sees no GPU"
+            text = f"{cpu}; a GPU driver is installed{driver}, but PyTorch (CUDA {torch.version.cuda}) sees no GPU"
             yield fail("devices", text, fix)
         else:
             yield ok("devices", f"{cpu}, no GPU; gloo")
@@ -35,7 +35,7 @@ def devices(situation: Situation) -> Iterator[Finding]:
     nccl = ".".join(map(str, nccl_version() or ("none",)))
     text = f"{cpu}; {plural(count, 'GPU')}: {names}; CUDA {torch.version.cuda}, NCCL {nccl}{driver}"
     if ranks < count:
-        fix = f"start a rank for each: --nproc_per_node={count}, --ntasks-per-node={count}"
+        fix = f"start one rank per GPU: --nproc_per_node={count}, --ntasks-per-node={count}"
         yield warn("devices", f"{text}; {ranks} in use", fix)
     else:
         yield ok("devices", text)
@@ -56,14 +56,14 @@ class Gpu:
 
     host: str
     index: int = 0
-    identity: str = ""  # no other GPU's, on any host; empty where there is none that it can use
+    identity: str = ""  # globally unique; empty without a usable GPU
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
-    shared: bool = False  # whether this rank's NCCL would share it with another rank
-    problem: str = ""  # what a GPU that is there says when it is used
+    shared: bool = False  # whether this rank's NCCL lets ranks share it
+    problem: str = ""  # the error of a visible GPU that does not work
 
 
 def own_gpu(world: World, host: str) -> Gpu:
-    """Return this rank's GPU, made the current one, after a kernel has run on it."""
+    """Make this rank's GPU the current one, run a kernel on it, and return it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_available():
         return Gpu(host, visible=visible)
@@ -78,7 +78,7 @@ def own_gpu(world: World, host: str) -> Gpu:
 
 
 def usable(gpu: Gpu) -> Iterator[Finding]:
-    """Check that a GPU which is there can be used."""
+    """Report a visible GPU that does not work."""
     if gpu.problem:
-        fix = "look at nvidia-smi: another process may have it for itself, or this PyTorch has no code for such a GPU"
-        yield fail("devices", f"GPU {gpu.index} cannot be used: {gpu.problem}", f"{fix}; or leave it out")
+        fix = "check nvidia-smi: another process may use it exclusively, or this PyTorch build does not support it"
+        yield fail("devices", f"GPU {gpu.index} cannot be used: {gpu.problem}", f"{fix}; or exclude it")

@@ -1,4 +1,4 @@
-"""Room, permission and speed where a training writes."""
+"""Free space, permissions and speed of the folders that a training writes to."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _NEEDED = 1 * GB
 
 
 def output_dir(situation: Situation) -> Iterator[Finding]:
-    """Check the folder of the runs."""
+    """Check the folder of runs."""
     yield _disk("output_dir", situation.output_dir, "--output_dir")
 
 
@@ -25,31 +25,35 @@ def cache(situation: Situation) -> Iterator[Finding]:
 
 
 def _disk(name: str, folder: Path, key: str) -> Finding:
-    """Check where a folder is, or would be made; `key` names another one."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    status = os.statvfs(there)
+    """Check where a folder is, or would be created; `key` is the option that chooses another."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    status = os.statvfs(existing)
     free = status.f_bavail * status.f_frsize
-    more_room = f"make room, or give another folder by {key}"
-    if not os.access(there, os.W_OK | os.X_OK) or status.f_flag & os.ST_RDONLY:
-        return fail(name, f"{there} cannot be written", f"give another folder by {key}")
+    more_room = f"make room, or choose another folder with {key}"
+    if not os.access(existing, os.W_OK | os.X_OK) or status.f_flag & os.ST_RDONLY:
+        return fail(name, f"{existing} cannot be written", f"choose another folder with {key}")
     if status.f_files and status.f_favail < 100:
-        return fail(name, f"{there}: only {status.f_favail} more files fit", f"remove some, or give {key}")
+        return fail(
+            name,
+            f"{existing}: only {status.f_favail} more files fit",
+            f"remove some, or choose with {key}",
+        )
     if free < _NEEDED / 20:
-        return fail(name, f"{there}: {free / MB:,.0f} MB free", more_room)
+        return fail(name, f"{existing}: {free / MB:,.0f} MB free", more_room)
     try:
-        speed = _write_speed(there, int(min(16 * MB, free / 4)))
+        speed = _write_speed(existing, int(min(16 * MB, free / 4)))
     except OSError as error:
-        return fail(name, f"{there}: {error.strerror}", more_room)
-    text = f"{there}: {free / GB:,.1f} GB free, writes {speed / MB:,.0f} MB/s to the disk"
+        return fail(name, f"{existing}: {error.strerror}", more_room)
+    text = f"{existing}: {free / GB:,.1f} GB free, writes {speed / MB:,.0f} MB/s to the disk"
     if free < _NEEDED:
         return warn(name, text, more_room)
     if speed < 10 * MB:
-        return warn(name, text, f"give a folder on a faster disk by {key}; fewer saves: checkpoint.every")
+        return warn(name, text, f"choose a faster disk with {key}, or save less often with checkpoint.every")
     return ok(name, text)
 
 
 def _write_speed(folder: Path, size: int) -> float:
-    """Bytes per second of a file of `size` that is synced to the disk, and removed. Raises OSError."""
+    """Write, sync and remove a file of `size` bytes; return bytes per second. Raises OSError."""
     path = folder / f".distcnn-doctor-{socket.gethostname()}-{os.getpid()}"
     content = os.urandom(1 << 20)
     count = max(1, size // len(content))

@@ -1,4 +1,4 @@
-"""What the doctor finds: one line each, of one rank or of all together."""
+"""The doctor's findings, of one rank or of all."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,13 +13,13 @@ class Finding:
 
     name: str  # of the check, such as "memory"
     status: Status
-    what: str  # was found
+    what: str  # what was found
     fix: str = ""
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """One rank, and what was found on it."""
+    """The findings of one rank."""
 
     rank: int
     host: str
@@ -27,24 +27,24 @@ class RankReport:
 
 
 def ok(name: str, what: str) -> Finding:
-    """Return a finding of what is well."""
+    """Return a finding without a problem."""
     return Finding(name, "ok", what)
 
 
 def warn(name: str, what: str, fix: str) -> Finding:
-    """Return a finding of what will cost time, or fail later."""
+    """Return a finding of what costs time, or may fail later."""
     return Finding(name, "warn", what, fix)
 
 
 def fail(name: str, what: str, fix: str) -> Finding:
-    """Return a finding of what will not work."""
+    """Return a finding of what does not work."""
     return Finding(name, "fail", what, fix)
 
 
 def merged(reports: Sequence[RankReport]) -> list[dict[str, Any]]:
-    """Return each finding once, as a dict, with the `ranks` and `hosts` that have it.
+    """Return each finding once, as a dict, with its `ranks` and `hosts`.
 
-    Of a check that is well each rank may have its own numbers: the first one's stand for all.
+    The numbers of an "ok" finding may differ between ranks: the first rank's are shown.
     """
     groups: dict[Finding | str, tuple[Finding, list[RankReport]]] = {}
     for report in reports:

@@ -1,4 +1,4 @@
-"""What the launcher and the host give the ranks: cores, threads, memory, limits."""
+"""The resources of a rank: launcher, cores, threads, memory, limits."""
 
 import resource
 import shutil
@@ -15,7 +15,7 @@ GB, MB = 1e9, 1e6
 
 
 def launcher(situation: Situation) -> Iterator[Finding]:
-    """Say who this rank is, and whether a Slurm job's tasks were left out."""
+    """Report this rank, and whether a Slurm job's other tasks are unused."""
     world, tasks = situation.world, situation.environment.get("SLURM_NTASKS", "1")
     text = f"{world.launcher}: rank {world.rank} of {world.size}, node {world.node} of {world.nodes}"
     if world.launcher == "single" and tasks.isdecimal() and int(tasks) > 1:
@@ -25,7 +25,7 @@ def launcher(situation: Situation) -> Iterator[Finding]:
 
 
 def cores_of_ranks(situation: Situation) -> Iterator[Finding]:
-    """Check that each rank has a core, and that a Slurm step has those that were asked for."""
+    """Check that each rank has a core, and that a Slurm step has the cores it asked for."""
     here, world = cores(), situation.world
     asked = situation.environment.get("SLURM_CPUS_PER_TASK", "")
     if world.local_size > here:
@@ -39,19 +39,19 @@ def cores_of_ranks(situation: Situation) -> Iterator[Finding]:
 
 
 def threads(situation: Situation) -> Iterator[Finding]:
-    """Check that variables do not ask for more threads than there are cores."""
+    """Check that no variable asks for more threads than there are cores."""
     here, ranks = cores(), situation.world.local_size
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         value = situation.environment.get(name, "")
         if value.isdecimal() and int(value) * ranks > max(here, ranks):
-            text = f"{name} = {value}, {ranks} ranks, {here} cores: the threads get into each other's way"
-            yield warn("threads", text, f"unset {name}; train.threads is cores / ranks by itself")
+            text = f"{name} = {value}, {ranks} ranks, {here} cores: more threads than cores"
+            yield warn("threads", text, f"unset {name}: by default train.threads is cores / ranks")
 
 
 def memory(situation: Situation) -> Iterator[Finding]:
     """Check that each rank has 1 GB of memory."""
     free = _available_memory() / situation.world.local_size
-    text = f"{free / GB:.1f} GB available for each rank"
+    text = f"{free / GB:.1f} GB available per rank"
     if free < 1 * GB:
         yield warn("memory", text, "start fewer ranks on this node, or ask for more: --mem, docker --memory")
     else:
@@ -59,7 +59,7 @@ def memory(situation: Situation) -> Iterator[Finding]:
 
 
 def _available_memory() -> float:
-    """The machine's, or what a cgroup leaves of it."""
+    """Return the available bytes of the machine, or of the cgroup if fewer."""
     free = float(psutil.virtual_memory().available)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
@@ -70,7 +70,7 @@ def _available_memory() -> float:
 
 
 def open_files(_: Situation) -> Iterator[Finding]:
-    """Check the limit of open files."""
+    """Check the limit on open files."""
     files, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < 1024:
         fix = "ulimit -n 4096 before the start; permanently in /etc/security/limits.conf"
@@ -80,7 +80,7 @@ def open_files(_: Situation) -> Iterator[Finding]:
 
 
 def locked_memory(_: Situation) -> Iterator[Finding]:
-    """Check the limit of locked memory where there is InfiniBand."""
+    """Check the limit on locked memory if there is InfiniBand."""
     locked, _most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     infiniband = Path("/sys/class/infiniband")
     if infiniband.is_dir() and any(infiniband.iterdir()) and locked != resource.RLIM_INFINITY and locked < 64 * MB:
@@ -89,14 +89,14 @@ def locked_memory(_: Situation) -> Iterator[Finding]:
 
 
 def shared_memory(_: Situation) -> Iterator[Finding]:
-    """Check the room in /dev/shm, over which DataLoader workers hand their batches."""
+    """Check the free space in /dev/shm, through which DataLoader workers pass batches."""
     path = Path("/dev/shm")
     if not path.is_dir():
         return
     usage = shutil.disk_usage(path)
     text = f"{usage.free / MB:,.0f} MB free of {usage.total / MB:,.0f}"
     if usage.free < 256 * MB:
-        fix = "docker run --shm-size=2g, or remove what other jobs have left in /dev/shm; else data.workers: 0"
+        fix = "docker run --shm-size=2g, or remove other jobs' leftovers from /dev/shm; else data.workers: 0"
         yield warn("/dev/shm", text, fix)
     else:
         yield ok("/dev/shm", text)

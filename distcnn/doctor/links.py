@@ -1,4 +1,4 @@
-"""Which links between ranks are slow, and what is behind it."""
+"""Slow links between ranks, and their likely cause."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -7,26 +7,26 @@ from distcnn.doctor.findings import Finding, ok, warn
 
 Pair = tuple[int, int]
 Links = Mapping[Pair, float]  # (from, to) → bytes per second
-_SLOW = 0.6  # of what links of its kind reach: half the bandwidth is named, noise is not
+_SLOW = 0.6  # relative to links of its kind: reports half the bandwidth, but not noise
 _FIX = (
-    "look at {host}: its cable and switch port (ethtool), other traffic, limits (tc qdisc), and whether "
-    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME should name a faster interface; or leave it out"
+    "check {host}: its cable and switch port (ethtool), other traffic, limits (tc qdisc), and whether "
+    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME should name a faster interface; or exclude it"
 )
 
 
 def slow_links(found: Links, hosts: Sequence[str]) -> list[Pair]:
-    """Return the links well below what those of their kind reach: between hosts, or within one."""
+    """Return the links well below the usual speed of their kind: between hosts, or within one."""
     slow = []
     for within in (True, False):
         kind = {pair: speed for pair, speed in found.items() if (hosts[pair[0]] == hosts[pair[1]]) is within}
         if len(kind) > 1:
-            usual = sorted(kind.values())[-max(1, len(kind) // 4)]  # the upper quartile: most may be slow
+            usual = sorted(kind.values())[-max(1, len(kind) // 4)]  # the upper quartile, as most may be slow
             slow += [pair for pair, speed in kind.items() if speed < _SLOW * usual]
     return slow
 
 
 def link_findings(found: Links, slow: Sequence[Pair], hosts: Sequence[str]) -> list[Finding]:
-    """Say how fast the links are, or what is behind the slow ones: a rank that is slow on all of its own is named."""
+    """Report the speed of the links, or the slow ones; if all of a rank's links are slow, report the rank."""
     speeds = [speed / 1e6 for speed in found.values()]
     if not slow:
         text = f"{len(found)} links, {min(speeds):,.0f} to {max(speeds):,.0f} MB/s"
@@ -39,12 +39,12 @@ def link_findings(found: Links, slow: Sequence[Pair], hosts: Sequence[str]) -> l
             if mine and all(pair in slow for pair in mine) and not explained.issuperset(mine):
                 others = median(speed for pair, speed in found.items() if pair[end] != rank) / 1e6
                 own = median(found[pair] for pair in mine) / 1e6
-                text = f"rank {rank} on {hosts[rank]} {verb} {own:,.0f} MB/s, where the others reach {others:,.0f}"
+                text = f"rank {rank} on {hosts[rank]} {verb} {own:,.0f} MB/s, the others {others:,.0f}"
                 findings.append(warn("links", text, _FIX.format(host=hosts[rank])))
                 explained.update(mine)
     for sender, receiver in slow:
         if (sender, receiver) not in explained:
             text = f"rank {sender} on {hosts[sender]} to rank {receiver} on {hosts[receiver]}: "
-            text += f"{found[sender, receiver] / 1e6:,.0f} MB/s, where the median is {median(speeds):,.0f}"
+            text += f"{found[sender, receiver] / 1e6:,.0f} MB/s, the median is {median(speeds):,.0f}"
             findings.append(warn("links", text, _FIX.format(host=f"{hosts[sender]} and {hosts[receiver]}")))
     return findings

@@ -1,4 +1,4 @@
-"""The checks of one rank alone: each is a function that yields findings, also of what is well."""
+"""The checks of one rank alone: functions that yield findings, "ok" ones too."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,6 +15,6 @@ CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
 )  # fmt: skip
 
 
-def look(situation: Situation) -> list[Finding]:
-    """Make all checks."""
+def check_rank(situation: Situation) -> list[Finding]:
+    """Run all checks of one rank."""
     return [finding for check in CHECKS for finding in check(situation)]

@@ -1,8 +1,8 @@
-"""Whether NCCL connects the ranks, and what goes over it.
+"""Check that NCCL connects the ranks, and measure it.
 
-No rank can decide by itself between NCCL and gloo: where some have a GPU and others none, they would wait for each
-other in different groups. So they meet over gloo, tell each other what they have, and try NCCL only if all can. What
-may hang there runs in a thread, and is left behind when nothing moves any more.
+No rank can choose between NCCL and gloo alone: if only some have a GPU, they would wait for each other in different
+groups. So they connect over gloo, compare their GPUs, and try NCCL only if all can. What may hang runs in a thread,
+which is abandoned after a timeout.
 """
 
 import os
@@ -27,53 +27,53 @@ _HUNG = "nothing moved"
 
 
 def over_nccl(world: World, gpu: Gpu, hosts: Sequence[str], timeout_s: float) -> tuple[Measured | None, list[Finding]]:
-    """Measure over NCCL; return None, with the reason, if it fails on any rank. A collective.
+    """Measure over NCCL; return None and the reason if it fails on any rank. A collective.
 
-    Afterwards ranks may still hang in NCCL: then the group is not to be taken down in order.
+    After a failure ranks may still hang in NCCL: do not destroy the group.
     """
     with tempfile.TemporaryDirectory(prefix="distcnn-doctor-") as folder:
         log = Path(folder) / "nccl.txt"
-        if "NCCL_DEBUG" not in os.environ:  # what NCCL says of its reasons goes to its log only
+        if "NCCL_DEBUG" not in os.environ:  # NCCL gives its reasons only in its log
             os.environ |= {"NCCL_DEBUG": "WARN", "NCCL_DEBUG_FILE": str(log)}
-        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # PyTorch's is to abort the process
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # otherwise PyTorch aborts the process
         host = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
         def work(alive: Callable[[str], None]) -> Measured:
-            alive("the first exchange")
-            return measure(Transport(world, *connected(gpu), host, alive), hosts)
+            alive("the first all-reduce")
+            return measure(Transport(world, *connect(gpu), host, alive), hosts)
 
         measured, problem = None, ""
-        try:  # shorter than the wait of those that failed at once, below
+        try:  # shorter than the wait of ranks that fail at once, below
             measured = call_with_timeout(work, timeout_s / 2, _HUNG)
-        except Exception as error:  # whatever it is: the others wait for a word of this rank
-            problem = "; ".join([first_line(error), *last_words(log)])
+        except Exception as error:  # any: the others wait for this rank's result
+            problem = "; ".join([first_line(error), *log_warnings(log)])
     problems = gather_objects(problem)
     if not any(problems):
         return measured, []
-    # A rank that waits in vain knows less than one that failed.
+    # Prefer the message of a rank that failed to that of one that hung.
     rank, text = min(
         ((rank, text) for rank, text in enumerate(problems) if text), key=lambda one: one[1].startswith(_HUNG)
     )
     fix = (
         "NCCL_DEBUG=INFO shows how it connects; NCCL_SOCKET_IFNAME names its interface, NCCL_P2P_DISABLE=1 and "
-        "NCCL_IB_DISABLE=1 leave out a way that is broken; in a container --shm-size and --ipc=host"
+        "NCCL_IB_DISABLE=1 avoid a broken transport; in a container use --shm-size and --ipc=host"
     )
     return None, [fail("nccl", f"rank {rank} on {hosts[rank]}: {text}", fix)]
 
 
-def connected(gpu: Gpu) -> tuple[torch.device, Any]:
-    """Return this rank's device, and a group over NCCL of all ranks in which a first exchange has worked."""
+def connect(gpu: Gpu) -> tuple[torch.device, Any]:
+    """Return this rank's device, and an NCCL group of all ranks after a first all-reduce."""
     device = torch.device("cuda", gpu.index)
     torch.cuda.set_device(device)  # of this thread
-    # PyTorch's own limit is out of the way: it would end the process.
+    # Longer than any measurement: PyTorch's timeout would end the process.
     group: Any = dist.new_group(backend="nccl", timeout=timedelta(hours=1), device_id=device)
     dist.all_reduce(torch.ones(1, device=device), group=group)
     torch.cuda.synchronize(device)
     return device, group
 
 
-def last_words(log: Path) -> list[str]:
-    """Return the last lines of its log in which NCCL says what it could not do."""
+def log_warnings(log: Path) -> list[str]:
+    """Return the last three warnings of NCCL's log."""
     if not log.exists():
         return []
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Measurements between ranks: clocks, all-reduces by size, and each link by itself, in each direction."""
+"""Measurements between ranks: clocks, all-reduces by size, and each link in each direction."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from distcnn.distributed.world import World
 from distcnn.doctor.links import Pair, slow_links
 
 SIZES = (1 << 10, 1 << 15, 1 << 20, 1 << 24)  # bytes of an all-reduce
-CUDA_SIZES = (*SIZES, 1 << 28)  # on NVLink 16 MiB are over before they have reached its full rate
-_REPEATS = {"cpu": 1, "cuda": 10}  # all-reduces that are issued together: on CUDA one alone is shorter than its launch
+CUDA_SIZES = (*SIZES, 1 << 28)  # 16 MiB are too few to reach NVLink's full rate
+_REPEATS = {"cpu": 1, "cuda": 10}  # all-reduces issued together: on CUDA a single one is shorter than its launch
 MESSAGE = 1 << 22  # bytes over one link
-_CUDA_MESSAGE = 1 << 28  # at most, and as many as go over it in this time:
+_CUDA_MESSAGE = 1 << 28  # at most, else the bytes that take _MESSAGE_S seconds
 _MESSAGE_S = 0.02
-_RANKS = 16  # of more, each is measured with its neighbour and the rank half the ring away
+_RANKS = 16  # with more, only neighbours and ranks half the ring apart are measured
 _ROUNDS = 3
 
 
@@ -39,10 +39,10 @@ Measured = tuple[list[AllReduce], dict[Pair, float]]
 
 @dataclass(frozen=True)
 class Transport:
-    """What is measured: tensors on this rank's device, which go over the group `data`.
+    """The device and process groups of a measurement.
 
-    What the ranks tell each other about it goes over `host`, a gloo group. Of both, None is the default group. `alive`
-    is told what begins, so that a watching thread knows that the ranks do not hang, or where they do.
+    Measured tensors go over `data`, everything else over `host`, a gloo group; None is the default group. `alive` is
+    called with the name of each part that begins, which restarts its timeout (see call_with_timeout).
     """
 
     world: World
@@ -53,14 +53,14 @@ class Transport:
 
 
 def measure(transport: Transport, hosts: Sequence[str]) -> Measured:
-    """Measure all-reduces by size, and all links. A collective; equal on all ranks."""
+    """Measure all-reduces by size, and the links. A collective; equal on all ranks."""
     table = all_reduces(transport)
     sizes = dict.fromkeys(chosen_pairs(transport.world.size), MESSAGE)
     found = links(transport, sizes)
-    if transport.device.type == "cuda":  # over a fast link that was mostly latency
+    if transport.device.type == "cuda":  # over a fast link, MESSAGE is mostly latency
         sizes = {pair: message_size(speed) for pair, speed in found.items()}
         found |= links(transport, {pair: size for pair, size in sizes.items() if size > MESSAGE})
-    for _ in range(2):  # noise passes, a slow link stays slow
+    for _ in range(2):  # repeat to rule out noise
         if not (suspects := slow_links(found, hosts)):
             break
         again = links(transport, {pair: sizes[pair] for pair in suspects})
@@ -69,9 +69,9 @@ def measure(transport: Transport, hosts: Sequence[str]) -> Measured:
 
 
 def clock_skew() -> list[float]:
-    """Return the seconds that each rank's clock is ahead of rank 0's, by rank; a part is the time of the exchange.
+    """Return the seconds by which each rank's clock is ahead of rank 0's, by rank. A collective.
 
-    A collective.
+    The error is up to the time of a gather.
     """
     best = [float("inf")]
     for _ in range(5):
@@ -83,7 +83,7 @@ def clock_skew() -> list[float]:
 
 
 def all_reduces(transport: Transport) -> list[AllReduce]:
-    """Measure all-reduces by message size; all ranks get rank 0's figures. A collective."""
+    """Measure all-reduces by message size; return rank 0's figures on all ranks. A collective."""
     found, device, size = [], transport.device, transport.world.size
     repeats = _REPEATS[device.type]
     for count in CUDA_SIZES if device.type == "cuda" else SIZES:
@@ -99,26 +99,26 @@ def all_reduces(transport: Transport) -> list[AllReduce]:
             end = mark(device)
             wait(device)
             times.append(seconds_between(begin, end) / repeats)
-            # Rank 0's clock decides for all.
+            # Rank 0's clock decides, so that all ranks stop together.
             done = torch.tensor([float(i >= 4 and time.perf_counter() - begun > 1)])
             dist.broadcast(done, 0, group=transport.host)
             if done.item():
                 break
         seconds = median(times[1:])
         found.append(AllReduce(count, seconds, count * 2 * (size - 1) / size / seconds))
-    shared: list[AllReduce] = _gathered(transport, found)[0]
+    shared: list[AllReduce] = _gather(transport, found)[0]
     return shared
 
 
 def links(transport: Transport, sizes: Mapping[Pair, int]) -> dict[Pair, float]:
-    """Measure each (from, to) by messages of its size in bytes → bytes per second. A collective; equal on all ranks.
+    """Measure links by messages of their size: (from, to) → bytes per second. A collective; equal on all ranks.
 
-    One link at a time, while the other ranks wait, and the best of some tries. Each is timed on the sender, until the
-    receiver has said that all of it is there.
+    One link at a time, while the other ranks wait; the best of several rounds. The sender times the message and the
+    receiver's acknowledgement.
     """
     device, rank = transport.device, transport.world.rank
     buffer = torch.zeros(max(sizes.values(), default=0) // 4, device=device)
-    word = torch.zeros(1, device=device)
+    reply = torch.zeros(1, device=device)
     own: dict[Pair, float] = {}
     for (sender, receiver), size in sizes.items():
         data = buffer[: size // 4]
@@ -127,38 +127,38 @@ def links(transport: Transport, sizes: Mapping[Pair, int]) -> dict[Pair, float]:
         for _ in range(_ROUNDS + 1):
             if rank == sender:
                 begin = mark(device)
-                _pass(dist.isend, data, receiver, transport)
-                _pass(dist.irecv, word, receiver, transport)
+                _transfer(dist.isend, data, receiver, transport)
+                _transfer(dist.irecv, reply, receiver, transport)
                 end = mark(device)
                 wait(device)
                 speed = size / seconds_between(begin, end)
                 own[sender, receiver] = max(speed, own.get((sender, receiver), 0.0))
             elif rank == receiver:
-                _pass(dist.irecv, data, sender, transport)
-                _pass(dist.isend, word, sender, transport)
+                _transfer(dist.irecv, data, sender, transport)
+                _transfer(dist.isend, reply, sender, transport)
                 wait(device)
-    return {pair: speed for part in _gathered(transport, own) for pair, speed in part.items()}
+    return {pair: speed for part in _gather(transport, own) for pair, speed in part.items()}
 
 
-def _pass(operation: Any, tensor: Tensor, peer: int, transport: Transport) -> None:
-    """As a batch of one: by itself it would make PyTorch warn that over NCCL it waits for its turn, which it is to."""
+def _transfer(operation: Any, tensor: Tensor, peer: int, transport: Transport) -> None:
+    """Send or receive as a batch of one: unbatched, PyTorch would warn that NCCL serializes it, as intended here."""
     for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer, transport.data)]):
         work.wait()
 
 
-def _gathered(transport: Transport, own: Any) -> list[Any]:
+def _gather(transport: Transport, own: Any) -> list[Any]:
     box = [None] * transport.world.size
     dist.all_gather_object(box, own, group=transport.host)
     return box
 
 
 def message_size(speed: float) -> int:
-    """Return the bytes of a message over a link of `speed` bytes per second: whole MiB, long enough to hide latency."""
+    """Return the message size for a link of `speed` bytes per second: a multiple of 1 MiB that hides latency."""
     return max(MESSAGE, min(_CUDA_MESSAGE, int(speed * _MESSAGE_S) >> 20 << 20))
 
 
 def chosen_pairs(size: int) -> list[Pair]:
-    """Return every two of `size` ranks in both directions, or a part of them where there are many."""
+    """Return all pairs of `size` ranks, in both directions; a subset if there are many."""
     if size <= _RANKS:
         return [(i, j) for i in range(size) for j in range(size) if i != j]
     steps = sorted({1, size // 2})

@@ -1,4 +1,4 @@
-"""What only all ranks together can tell: whether versions and clocks agree, and who has which GPU."""
+"""Checks that compare ranks: versions, clocks, GPUs."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from distcnn.doctor.devices import Gpu
 from distcnn.doctor.findings import Finding, RankReport, fail, ok, warn
 from distcnn.text import listed_ranks
 
-OF_ALL = ("clocks", "links", "gpus", "nccl")  # the checks whose findings name their ranks themselves
+GROUP_CHECKS = ("clocks", "links", "gpus", "nccl")  # checks whose findings name their ranks
 
 
 def versions_differ(reports: Sequence[RankReport]) -> list[Finding]:
@@ -16,22 +16,22 @@ def versions_differ(reports: Sequence[RankReport]) -> list[Finding]:
     other = next((rank for rank, text in enumerate(texts) if text != texts[0]), None)
     if other is None:
         return []
-    text = f"rank {other} on {reports[other].host} has other ones than rank 0: {texts[other]}"
+    text = f"rank {other} on {reports[other].host} has other versions than rank 0: {texts[other]}"
     return [fail("versions", text, "start all ranks from one environment, or install the same in each")]
 
 
 def clocks_agree(skews: Sequence[float], hosts: Sequence[str]) -> list[Finding]:
-    """Check the seconds by which each rank's clock is ahead of rank 0's."""
+    """Check the clock skews: seconds ahead of rank 0, by rank."""
     worst = max(range(len(skews)), key=lambda rank: abs(skews[rank]))
     if abs(skews[worst]) > 1:
         text = f"rank {worst} on {hosts[worst]} is {skews[worst]:+.3f} s from rank 0"
-        fix = "synchronise the hosts' clocks (chrony, systemd-timesyncd): logs and files will seem out of order"
+        fix = "synchronise the hosts' clocks (chrony, systemd-timesyncd): otherwise logs and files are out of order"
         return [warn("clocks", text, fix)]
     return [ok("clocks", f"within {abs(skews[worst]) * 1000:.0f} ms")]
 
 
 def gpus_of_ranks(gpus: Sequence[Gpu], *, over_gloo: bool = False) -> list[Finding]:
-    """Check whether the ranks, in their order, can train on GPUs together; nothing where none has one.
+    """Check that the ranks, given in order, can train on GPUs together; no finding if none has one.
 
     Over gloo they may share one.
     """
@@ -46,7 +46,7 @@ def gpus_of_ranks(gpus: Sequence[Gpu], *, over_gloo: bool = False) -> list[Findi
         variable = "" if visible is None else f", CUDA_VISIBLE_DEVICES = {visible!r}"
         text = f"{listed_ranks(ranks, 8)} on {host}{variable}: no GPU to use, where others have one"
         fix = (
-            f"let every rank see a GPU (nvidia-smi on {host}; Slurm: --gpus-per-node or --gpus-per-task), start no "
+            f"give every rank a GPU (nvidia-smi on {host}; Slurm: --gpus-per-node or --gpus-per-task), start no "
             "ranks without one, or train on the CPUs: --train.device cpu"
         )
         findings.append(fail("gpus", text, fix))
@@ -54,4 +54,4 @@ def gpus_of_ranks(gpus: Sequence[Gpu], *, over_gloo: bool = False) -> list[Findi
     if (shared := shared_gpus(names)) and not (over_gloo or all(gpu.shared for gpu in gpus)):
         text, _, fix = shared.removeprefix("train.device: ").partition(": ")
         findings.append(fail("gpus", text, fix))
-    return findings or [ok("gpus", f"{len(gpus)} ranks, each on a GPU that it can use")]
+    return findings or [ok("gpus", f"{len(gpus)} ranks, each with a usable GPU")]

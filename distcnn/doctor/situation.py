@@ -1,4 +1,4 @@
-"""What the checks of one rank look at."""
+"""The input of the checks of one rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

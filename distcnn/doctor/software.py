@@ -1,4 +1,4 @@
-"""Installed packages, and the services that they talk to."""
+"""Installed packages, and the services that they connect to."""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from distcnn.tracking.wandb_backend import chosen_mode
 
 
 def package_versions(_: Situation) -> Iterator[Finding]:
-    """Check that torchvision is the one built for this torch."""
+    """Check that torchvision is the version built for the installed torch."""
     found = versions()
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     vision, own = found.get("torchvision", "0.0"), found.get("torch", "0.0")
@@ -24,7 +24,7 @@ def package_versions(_: Situation) -> Iterator[Finding]:
 
 
 def wandb(situation: Situation) -> Iterator[Finding]:
-    """Check that W&B's server answers where a run would be tracked online."""
+    """Check that W&B's server answers if a run would be tracked online."""
     mode = chosen_mode("auto")
     if mode == "disabled":
         said = f"WANDB_MODE = {situation.environment.get('WANDB_MODE')}"

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distcnn.doctor.findings import RankReport, merged
-from distcnn.doctor.ranks import OF_ALL
+from distcnn.doctor.ranks import GROUP_CHECKS
 from distcnn.text import listed_ranks
 
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
@@ -18,12 +18,12 @@ _LARGEST_MATRIX = 16  # ranks
 
 
 def print_json(reports: Sequence[RankReport], measured: Mapping[str, Any]) -> None:
-    """Print findings and measurements as one line."""
+    """Print findings and measurements as one line of JSON."""
     print(json.dumps({"findings": merged(reports), **measured}), flush=True)
 
 
 def print_tables(reports: Sequence[RankReport], measured: Mapping[str, Any]) -> None:
-    """Print findings and measurements for a person."""
+    """Print findings and measurements as tables."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     rows, world_size = merged(reports), len(reports)
     console.print(_findings(rows, world_size))
@@ -41,7 +41,7 @@ def _findings(rows: Sequence[Mapping[str, Any]], world_size: int) -> Table:
         table.add_column(overflow="fold")
     for row in rows:
         mark, style = MARKS[row["status"]]
-        some = row["status"] != "ok" and row["name"] not in OF_ALL and len(row["ranks"]) < world_size
+        some = row["status"] != "ok" and row["name"] not in GROUP_CHECKS and len(row["ranks"]) < world_size
         text = Text(row["what"] + (f" ({listed_ranks(row['ranks'], 8)})" if some else ""))
         if row["fix"]:
             text.append(f"\n→ {row['fix']}", style="bold")

@@ -38,9 +38,9 @@ def examined(gpus, tmp_path, nccl="", *options):
 
 
 NEVER = """
-def connected(gpu):
+def connect(gpu):
     raise AssertionError("NCCL was tried")
-nccl.connected = connected
+nccl.connect = connected
 """
 
 
@@ -72,7 +72,7 @@ def test_nccl_that_does_not_start_is_a_finding_with_its_own_words(tmp_path):
 
 
 ONE_HANGS = """
-def connected(gpu):
+def connect(gpu):
     if rank == 0:
         while True:
             time.sleep(1)
@@ -81,7 +81,7 @@ def connected(gpu):
         "[2026-01-01 00:00:00] host:1:2 [0] misc/socket.cc:500 NCCL WARN socketPollConnect: connect returned refused\\n"
     )
     raise RuntimeError("NCCL error in: x.cpp:1, unhandled system error\\nncclSystemError: a call failed.\\n")
-nccl.connected = connected
+nccl.connect = connected
 """
 
 
@@ -97,7 +97,7 @@ def test_where_nccl_fails_on_one_rank_the_others_do_not_wait_for_ever(tmp_path):
 
 
 STOPS_LATER = """
-nccl.connected = lambda gpu: (torch.device("cpu"), dist.new_group(backend="gloo"))
+nccl.connect = lambda gpu: (torch.device("cpu"), dist.new_group(backend="gloo"))
 real = dist.all_reduce
 def all_reduce(data, group=None):
     while rank == 1 and group is not None and data.nbytes > 1 << 20:
@@ -116,10 +116,10 @@ def test_an_exchange_that_hangs_later_is_named(tmp_path):
 
 STANDS_IN = """
 groups = []
-def connected(gpu):
+def connect(gpu):
     groups.append(dist.new_group(backend="gloo"))
     return torch.device("cpu"), groups[0]
-nccl.connected = connected
+nccl.connect = connected
 real_all_reduce, real_operation = dist.all_reduce, dist.P2POp
 def all_reduce(data, group=None):
     assert group is groups[0]

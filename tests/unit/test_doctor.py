@@ -13,7 +13,7 @@ from distcnn.doctor import network as doctor_network
 from distcnn.doctor.devices import Gpu, devices, own_gpu, usable
 from distcnn.doctor.findings import RankReport, fail, merged, ok, warn
 from distcnn.doctor.links import slow_links
-from distcnn.doctor.nccl import last_words
+from distcnn.doctor.nccl import log_warnings
 from distcnn.doctor.network import CUDA_SIZES, MESSAGE, Transport, all_reduces, message_size
 from distcnn.doctor.ranks import gpus_of_ranks
 from distcnn.doctor.situation import Situation
@@ -55,7 +55,7 @@ def test_devices_of_one_rank(gpus, monkeypatch, count, local_size, status, text)
     assert found.status == status
     assert text in found.what
     assert ("NCCL 2.30.7" in found.what) == (count > 0)
-    assert found.fix == ("" if status == "ok" else "start a rank for each: --nproc_per_node=4, --ntasks-per-node=4")
+    assert found.fix == ("" if status == "ok" else "start one rank per GPU: --nproc_per_node=4, --ntasks-per-node=4")
 
 
 def test_a_machine_without_nccl(gpus, monkeypatch):
@@ -91,7 +91,7 @@ def of(*names, **others):
 
 def test_each_rank_on_a_gpu_of_its_own_is_well_and_sharing_is_where_all_can():
     (found,) = gpus_of_ranks(of("GPU-1", "GPU-2"))
-    assert (found.status, found.what) == ("ok", "2 ranks, each on a GPU that it can use")
+    assert (found.status, found.what) == ("ok", "2 ranks, each with a usable GPU")
     assert gpus_of_ranks(of("", "")) == []
     (found,) = gpus_of_ranks(of("GPU-1", "GPU-1", shared=True))
     assert found.status == "ok"
@@ -110,10 +110,10 @@ def test_of_many_ranks_without_a_gpu_a_few_are_named():
 
 def test_the_last_reasons_of_nccl(tmp_path):
     log = tmp_path / "nccl.txt"
-    assert last_words(log) == []
+    assert log_warnings(log) == []
     lines = [f"a:1:1 [0] init.cc:{i} NCCL WARN reason {i}" for i in range(5)]
     log.write_text("NCCL version 2.30.7\n" + "\n".join(lines) + "\na:1:1 [0] NCCL INFO Abort\n")
-    assert last_words(log) == ["reason 2", "reason 3", "reason 4"]
+    assert log_warnings(log) == ["reason 2", "reason 3", "reason 4"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def exchanges(monkeypatch):
         batch_isend_irecv=batch,
     )
     monkeypatch.setattr(doctor_network, "dist", fake)
-    monkeypatch.setattr(doctor_network, "_gathered", lambda transport, own: [own])
+    monkeypatch.setattr(doctor_network, "_gather", lambda transport, own: [own])
     monkeypatch.setattr(doctor_network, "mark", lambda device: seen.append(("mark", 0)) or now[0])
     monkeypatch.setattr(doctor_network, "wait", lambda device: None)
     return seen
