@@ -1,6 +1,6 @@
 """Distributed training of image-classifying CNNs in PyTorch.
 
-The names below are the Python API; each is imported when it is first used, so that `import distcnn` is quick.
+The names below are the Python API, imported lazily so that `import distcnn` is fast.
 
 >>> import distcnn, numpy
 >>> result = distcnn.train({
@@ -10,7 +10,7 @@ The names below are the Python API; each is imported when it is first used, so t
 >>> evaluation = distcnn.evaluate(result.folder)
 >>> evaluation["total"], evaluation["correct"] == result.evaluation.correct
 (512, True)
->>> images = numpy.zeros((5, 8, 8, 3), numpy.uint8)  # as Predictor.decode gives them, stacked
+>>> images = numpy.zeros((5, 8, 8, 3), numpy.uint8)  # as Predictor.decode returns them, stacked
 >>> distcnn.Predictor(result.folder).probabilities(images).shape
 torch.Size([5, 10])
 """

@@ -1,4 +1,4 @@
-"""What a Python program calls: the same as the command line, without its exit codes and signal handlers."""
+"""The Python API of training and evaluation: as the command line, without its exit codes and signal handlers."""
 
 import os
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from distcnn.training.train import train as train_config
 
 
 def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> Result:
-    """Train, in this process's place among those of its launcher; on every rank alike.
+    """Train a model. Call it on every rank of the launcher.
 
-    `config` is a YAML file, a Config, or a mapping as nested as the file, or of dotted keys such as
-    `{"optim.lr": 0.1}`; `overrides` are dotted keys. Raises InputError with every problem found, DistcnnError for a run
-    that failed.
+    `config` is a YAML file, a Config, or a mapping, nested like the file or with dotted keys such as
+    `{"optim.lr": 0.1}`; `overrides` has dotted keys. Raises InputError with every problem found, DistcnnError if the
+    run fails.
     """
     if isinstance(config, str | Path):
         settings = load_settings(Path(config))
@@ -30,9 +30,9 @@ def train(config: Config | Mapping[str, Any] | str | Path, overrides: Mapping[st
 
 
 def evaluate(model: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate a run folder's newest checkpoint, or a file, on the run's test images; on every rank alike.
+    """Evaluate a run folder's newest checkpoint, or a file, on the run's test images. Call it on every rank.
 
-    Returns the eval line of metrics.jsonl: integers `correct` and `total`, `accuracy` in 0…1, `loss` in nats an image,
-    and so on. Raises InputError.
+    Returns an eval record as in metrics.jsonl: integers `correct` and `total`, `accuracy` in 0…1, `loss` in nats per
+    image, and so on. Raises InputError.
     """
     return evaluate_checkpoint(Path(model), overrides or {}, world_from(os.environ))

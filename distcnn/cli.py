@@ -1,4 +1,4 @@
-"""The command line: which command, and its exit code. Only what needs torch imports it: `--help` answers at once."""
+"""The command line: dispatches to the commands. Imports no torch, so that `--help` is fast."""
 
 import difflib
 import sys
@@ -28,22 +28,22 @@ EPILOG = """examples:
   distcnn bench step configs/cifar10_cnn.yaml
   distcnn slurm configs/cifar10_resnet18.yaml --nodes 1 --gpus-per-node 4 --time 02:00:00
 
-exit codes: 0 done, 1 failed, 2 bad input, 75 stopped by a scheduler's signal and worth starting again, 130 interrupted
+exit codes: 0 done, 1 failed, 2 bad input, 75 preempted (checkpoint saved, safe to requeue), 130 interrupted
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, by default that of this process's command line; return its exit code."""
+    """Run one command, by default from sys.argv; return its exit code."""
     return exit_code_of(partial(_run, sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def program() -> NoReturn:
-    """Run the program `distcnn`: one command, then the end of the process."""
+    """Run the program `distcnn`: run one command, and exit."""
     end_process(main())
 
 
 def _run(words: list[str]) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # a user's own package.module:callable, as `python -m` finds it
+    sys.path.insert(0, str(Path.cwd()))  # finds a user's package.module:callable, as `python -m` does
     if not words or words[0].startswith("-"):
         parser = _parser()
         parser.parse(words)
@@ -59,7 +59,7 @@ def _run(words: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    """The parser of `distcnn` itself, for its help."""
+    """Return the parser of `distcnn` itself, for its help."""
     parser = Parser("distcnn", description="Distributed training of image-classifying CNNs in PyTorch.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"distcnn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", help="see distcnn COMMAND --help")

@@ -1,6 +1,6 @@
-"""The exceptions a user can meet, and the exit code of each.
+"""The exceptions that users see, and the exit code of each.
 
-A traceback is for bugs; everything a user can cause or cure is one of these, printed as a plain message.
+Everything a user can cause or fix is one of these, printed as a plain message. Tracebacks are for bugs.
 """
 
 import re
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
-# Of PyTorch and its allocators, CUDA, its libraries (cuBLAS, cuDNN, ...), NCCL; of a DataLoader's worker, which may
-# hand on by its text alone what was raised there.
+# Messages of PyTorch and its allocators, CUDA, its libraries (cuBLAS, cuDNN, ...), NCCL; and of a DataLoader worker,
+# whose error may arrive as text.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA out of memory|CUDA (?:driver )?error: out of memory|CU\w+_STATUS_\w*ALLOC(?:ATION)?_FAILED|"
     r"Cuda failure (?:\d+ )?'out of memory'|DefaultCPUAllocator|Caught \w*MemoryError in "
@@ -17,26 +17,26 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def means_out_of_memory(error: BaseException) -> bool:
-    """Whether a library's exception says that the memory of a device, or of the host, was not enough."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's: not imported here
-    return named or _OUT_OF_MEMORY.search(str(error)) is not None
+    """Whether a library's exception means that a device, or the host, is out of memory."""
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    return by_type or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line; of NCCL's long message its own last word too, which tells the cause."""
+    """Return the first line of an exception's message, with NCCL's "Last error", which gives the cause."""
     text = str(error).strip() or type(error).__name__
     first, (_, found, cause) = text.splitlines()[0], text.partition("Last error:")
     return f"{first} ({' '.join(cause.split())})" if found and cause.strip() else first
 
 
 class DistcnnError(Exception):
-    """A run that failed for a reason worth one sentence, not a traceback."""
+    """A run failed for a reason that is printed without a traceback."""
 
     exit_code = EXIT_FAILED
 
 
 class InputError(DistcnnError):
-    """Input that cannot work: every problem found, each with what, where and what would be valid."""
+    """Invalid input: every problem found, each with what is wrong, where, and what would be valid."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -46,26 +46,26 @@ class InputError(DistcnnError):
 
 
 class LauncherError(InputError):
-    """A launcher's variables that cannot be right. Each rank knows of its own only, so each speaks for itself."""
+    """Invalid variables of a launcher. Each rank sees only its own, so each prints its error."""
 
 
 class DeviceError(InputError):
-    """What the device of one rank cannot do; the message names the rank and its host.
+    """The device of one rank cannot do what is asked; the message names the rank and its host.
 
-    The devices of the others may be right, so each rank that has such a problem speaks for itself, as with
-    LauncherError: where all have it, rank 0 does at once, and the others 2 s later, if nobody has ended them by then
-    (torchrun and srun --kill-on-bad-exit do).
+    The other ranks' devices may work, so each rank that fails prints its error, as with LauncherError. If all fail,
+    rank 0 prints at once, and the others 2 s later unless they are ended first (as by torchrun or
+    srun --kill-on-bad-exit).
     """
 
 
 class RendezvousError(DistcnnError):
-    """The ranks did not all come, or could not reach each other. Another try may help."""
+    """The rendezvous failed: a rank did not join, or is unreachable. A retry may help."""
 
 
 class LostRankError(RendezvousError, RuntimeError):
-    """Another rank has gone in the middle of the training; a RuntimeError as what gloo raises then.
+    """Another rank is gone during the training; a RuntimeError like the one gloo raises then.
 
-    `own`: it was this rank that found it, before any other, and says so.
+    `own`: this rank was the first to detect it, and prints the error.
     """
 
     def __init__(self, message: str, *, own: bool):
@@ -74,7 +74,7 @@ class LostRankError(RendezvousError, RuntimeError):
 
 
 class StoppedError(DistcnnError):
-    """A signal ended the run, at a step boundary, on all ranks together."""
+    """A signal ended the run, on all ranks at the same step boundary."""
 
     def __init__(self, message: str, exit_code: int):
         self.exit_code = exit_code
@@ -82,9 +82,9 @@ class StoppedError(DistcnnError):
 
 
 class OutOfMemoryError(DistcnnError):
-    """The memory of a device, or of the host, was not enough on some rank; `own`: on this one, before any other.
+    """A rank's device or host ran out of memory; `own`: it was this rank, before any other.
 
-    The message says which rank, what it asked for, and which settings need less.
+    The message names the rank, what it requested, and the settings that need less.
     """
 
     def __init__(self, message: str, *, own: bool = True):
@@ -93,4 +93,4 @@ class OutOfMemoryError(DistcnnError):
 
 
 class NonFiniteLossError(DistcnnError):
-    """The loss of one step was NaN or infinite on some rank; all ranks raise this together."""
+    """The loss of a step is NaN or infinite on some rank; raised on all ranks."""

@@ -1,4 +1,4 @@
-"""Files that are replaced atomically, locks, and long waits that say what they are for."""
+"""Atomic file replacement, locks, and announcements of long waits."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ FIRST_S = 5.0  # seconds until a wait is announced
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename it into place, synced to the disk, if nothing failed.
+    """Yield a path beside `path` to write to; sync it to disk and rename it into place if nothing failed.
 
     A kill at any moment leaves the old file, or none, and perhaps a `.partial`. Raises OSError.
     """
@@ -45,7 +45,7 @@ def _sync(path: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises OSError, also for a pipe and the like, whose opening may never end."""
+    """Open a regular file for reading. Raises OSError, also for a pipe and the like, which could block forever."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
@@ -57,11 +57,11 @@ def open_regular(path: Path) -> BinaryIO:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Print `rank R on HOST waits for WHAT` to stderr after 5 s, and again after 10, 20, 40, … s."""
+    """Print `rank R on HOST has waited N s for WHAT` to stderr after 5 s, and again after 10, 20, 40, … s."""
     done = threading.Event()
     started = time.monotonic()
 
-    def speak() -> None:
+    def announce() -> None:
         pause = FIRST_S
         while not done.wait(pause):
             passed = time.monotonic() - started
@@ -73,7 +73,7 @@ def waiting(what: str) -> Iterator[None]:
             )
             pause = passed  # doubling
 
-    thread = threading.Thread(target=speak, name="distcnn-waiting", daemon=True)
+    thread = threading.Thread(target=announce, name="distcnn-waiting", daemon=True)
     thread.start()
     try:
         yield
@@ -84,7 +84,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file: one process per node does `what` at a time; after 5 s it and those that wait say so."""
+    """Hold a lock file, so that one process at a time does `what`. Waits of over 5 s are announced."""
     lock = FileLock(path)
     with waiting(f"another process: {what}"):
         lock.acquire()

@@ -1,4 +1,4 @@
-"""Which launcher started this process, and which of its ranks it is, by environment variables alone. No torch."""
+"""The launcher of this process and its rank, by environment variables alone. No torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from distcnn.errors import InputError, LauncherError
 from distcnn.registry import Registry
 
-# Innermost first: the first that detects its variables made this process, and those of the others are inherited.
+# Innermost first: the first that detects its variables started this process; other launchers' are inherited.
 LAUNCHERS = Registry(
     "launchers",
     {
-        # torchrun inside srun or mpirun: the agents are the scheduler's tasks, the workers are torchrun's.
+        # torchrun inside srun or mpirun: its agents are their tasks, the ranks its workers.
         "torch": "distcnn.distributed.launchers.torch:Torch",
-        # Those of installed packages come here: they may run inside an allocation, and torchrun inside them.
-        # mpirun inside an allocation starts its daemons by srun: its ranks inherit the step of their daemon.
+        # Launchers of installed packages go here: they may run inside an allocation, and torchrun inside them.
+        # mpirun inside an allocation starts its daemons by srun, whose step its ranks inherit.
         "mpi": "distcnn.distributed.launchers.mpi:MPI",
         "slurm": "distcnn.distributed.launchers.slurm:Slurm",
-        "single": "distcnn.distributed.launchers.single:Single",  # detects every environment
+        "single": "distcnn.distributed.launchers.single:Single",  # detects any environment
     },
 )
 
@@ -24,7 +24,7 @@ LAUNCHERS = Registry(
 def launcher_of(environment: Mapping[str, str]) -> Any:
     """Return the innermost launcher (a `distributed.launchers.base.Launcher`) that detects its variables.
 
-    Raises LauncherError where the launcher of an installed package cannot be imported: it may be the one.
+    Raises LauncherError if the launcher of an installed package cannot be imported, as it may be the one.
     """
     innermost, *outer = LAUNCHERS.builtin
     installed = [name for name in LAUNCHERS.names() if name not in LAUNCHERS.builtin]
@@ -32,7 +32,7 @@ def launcher_of(environment: Mapping[str, str]) -> Any:
 
 
 def rank_from_env(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, local rank) where there is no World, before or without it; 0 where no variable tells.
+    """Return (rank, local rank) without a World; 0 if no variable is set.
 
     Only to decide which process prints a message: the variables may be wrong.
     """

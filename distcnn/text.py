@@ -1,9 +1,9 @@
-"""Pieces of which messages are made: counts, lists, names as a terminal takes them, packages that are missing."""
+"""Parts of messages: counts, lists, printable names, missing packages."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where pip's name is not the module's
+_PACKAGES = {"sklearn": "scikit-learn"}  # module → package, where they differ
 
 
 def plural(count: int, noun: str) -> str:
@@ -12,7 +12,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def listed(items: Sequence[object], most: int | None = None) -> str:
-    """Join items by commas; of more than `most` the first ones, and how many more there are."""
+    """Join items by commas; if there are more than `most`, the first ones and the number of the rest."""
     more = 0 if most is None else len(items) - most
     shown = ", ".join(map(str, items[:most]))
     return f"{shown} and {more} more" if more > 0 else shown
@@ -24,11 +24,11 @@ def listed_ranks(ranks: Sequence[int], most: int | None = None) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a name without what would move a terminal's cursor, or cannot be encoded."""
+    """Replace characters that would move a terminal's cursor or cannot be encoded."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def missing(extra: str, *modules: str) -> str:
-    """Say which of distcnn's optional `extra` has to be installed first; "" where all `modules` are there."""
+    """Say which packages of distcnn's optional `extra` are missing; "" if all `modules` are installed."""
     absent = [_PACKAGES.get(name, name) for name in modules if find_spec(name) is None]
     return f"needs {' and '.join(absent)}: pip install 'distcnn[{extra}]'" if absent else ""
