@@ -67,7 +67,7 @@ class CheckpointWriter:
             newest = next((path.name for path in self.checkpoints.all()), "none") if self.checkpoints else "none"
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             self.problem = f"could not be saved ({reason}); the newest checkpoint is {newest}"
-            self.report(event("save_failed", step, f"step {step} {self.problem}; the training goes on"))
+            self.report(event("save_failed", step, f"step {step} {self.problem}; training continues"))
         needed = time.monotonic() - started + self.step_s
         if 0 < self.grace < needed:
             message = (

@@ -1,4 +1,4 @@
-"""What is told of a run while it runs: one record is one line of metrics.jsonl."""
+"""Records of a run: each is one line of metrics.jsonl."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 Record = dict[str, Any]  # {"kind": "train" | "eval" | "event", "step": int, …}
 
-# What every eval record holds; numbers besides are of the metrics that the config asks for.
+# Fields of every eval record; further numbers are the configured metrics.
 EVAL_FIELDS = frozenset(
     {"kind", "split", "step", "epoch", "correct", "total", "accuracy", "top5_correct", "top5_accuracy", "loss"}
     | {"per_class", "confusion"}
@@ -15,17 +15,17 @@ EVAL_FIELDS = frozenset(
 
 
 def further_metrics(record: Record) -> dict[str, float]:
-    """The numbers of an eval record that only the config's metrics have made, by name."""
+    """Return the configured metrics of an eval record, by name."""
     return {key: one for key, one in record.items() if key not in EVAL_FIELDS and type(one) in (int, float)}
 
 
 def event(name: str, step: int, message: str) -> Record:
-    """A record of something other than numbers, with the time (seconds since 1970)."""
+    """Create an event record, stamped with the time in seconds since 1970."""
     return {"kind": "event", "event": name, "step": step, "message": message, "time": time.time()}
 
 
 def parse_record(line: bytes) -> Record | None:
-    """Read a line of metrics.jsonl; None where it is no record, or its fields are not what readers rely on."""
+    """Parse a line of metrics.jsonl; None unless it is a record whose fields are present and of the right types."""
     try:
         record = json.loads(line)
         needed, optional = _FIELDS[record["kind"]]
@@ -47,7 +47,7 @@ def _count(value: Any) -> bool:
 
 
 def _loss(value: Any) -> bool:
-    return value is None or _number(value)  # the log has null for one that is not finite
+    return value is None or _number(value)  # null in the log if it was not finite
 
 
 def _text(value: Any) -> bool:
@@ -72,7 +72,7 @@ def _environment(value: Any) -> bool:
     return all(_count(value.get("plan", {}).get(key, 0)) for key in ("steps", "world_size", "parameters"))
 
 
-# Of each kind of record: the fields it must have, and those that it may have.
+# Kind of record → required fields, optional fields.
 _FIELDS: dict[str, tuple[dict[str, Callable[[Any], bool]], dict[str, Callable[[Any], bool]]]] = {
     "train": (
         {"step": _count, "epoch": _number, "lr": _number, "images_per_s": _number},

@@ -52,7 +52,7 @@ class ThreadedTracker:
     def _warn(self, message: str) -> None:
         if not self.warned:
             self.warned = True
-            print(f"warning: {message}; the training goes on, and metrics.jsonl is complete", file=sys.stderr)
+            print(f"warning: {message}; training continues, and metrics.jsonl is complete", file=sys.stderr)
 
     def _work(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The final numbers of a run, for the end of its console and its trackers."""
+"""The final summary of a run, for the console and the trackers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from distcnn.training.evaluate import Evaluation
 
 
 def summary_fields(evaluation: Evaluation, state: Progress, plan: Plan, folder: Path) -> Record:
-    """The final numbers, and where everything lies."""
+    """Return the final numbers and the paths of the run's files, as displayed."""
     return {
         "step": f"{state.step} of {plan.steps}",
         "accuracy": f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.total} test images)",

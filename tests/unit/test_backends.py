@@ -136,7 +136,7 @@ def test_a_faulty_tracker_costs_one_warning(tmp_path, package, capsys, where):
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warning == (
         f"warning: lib_of_trackers:Faulty failed (RuntimeError: no {where}); "
-        "the training goes on, and metrics.jsonl is complete"
+        "training continues, and metrics.jsonl is complete"
     )
 
 

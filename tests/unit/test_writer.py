@@ -66,7 +66,7 @@ def test_a_failed_save_is_said_each_time_and_the_next_one_may_succeed(tmp_path):
         writer.save({"x": 1}, step, best=False)
         assert "could not be saved" in writer.wait()
     assert [(event["event"], event["step"]) for event in events] == [("save_failed", 2), ("save_failed", 3)]
-    assert all("the training goes on" in str(event["message"]) for event in events)
+    assert all("training continues" in str(event["message"]) for event in events)
     (tmp_path / "folder").unlink()
     (tmp_path / "aside").rename(tmp_path / "folder")
     writer.save({"x": 1}, 4, best=False)

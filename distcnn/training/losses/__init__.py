@@ -1,9 +1,9 @@
-"""Losses, one file each. No torch in here."""
+"""Losses, one file each. Imports no torch."""
 
 from distcnn.registry import Registry
 
 # A function (logits [n, k] float32, targets, *, arguments) -> [], the mean over the micro-batch; or a class, such as an
-# nn.Module, that is made once with its arguments and then called like one. Targets are [n] int64 or, of mixed images,
+# nn.Module, constructed once with its arguments and called like one. Targets are [n] int64 or, for mixed images,
 # [n, k] float32 probabilities.
 LOSSES = Registry(
     "losses",

@@ -1,4 +1,4 @@
-"""The cross-entropy of the network's probabilities."""
+"""Cross-entropy loss, with label smoothing."""
 
 from typing import Annotated
 
@@ -13,9 +13,11 @@ def cross_entropy(
     logits: Tensor,
     targets: Tensor,
     *,
-    label_smoothing: Annotated[Float, Field(ge=0, lt=1, description="share of the target spread over all classes")] = 0,
+    label_smoothing: Annotated[
+        Float, Field(ge=0, lt=1, description="fraction of the target spread over all classes")
+    ] = 0,
 ) -> Tensor:
-    """Return the mean of -Σ q log p over the micro-batch, in nats.
+    """Return the mean of -Σ q log p over the micro-batch, in nats, [] float32.
 
     Logits [n, k] float32; targets [n] int64, or [n, k] float32 probabilities. With label smoothing q = (1 - s) · target
     + s / k (Szegedy et al. 2016, arXiv:1512.00567, section 7).

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation, one file each. No torch in here."""
+"""Metrics of an evaluation, one file each. Imports no torch."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,9 +8,9 @@ from distcnn.config.schema import Config, named
 from distcnn.registry import Problem, Registry
 from distcnn.runs.records import EVAL_FIELDS
 
-# A function (logits [n, k] float32, targets [n] int64, *, arguments) -> [], its sum over the n images, which is summed
-# over all images and divided by their number. Or a class, made once with its arguments and then called like one, with a
-# method `result(sums) -> float` if it does something else with the sums, which may then be of any shape.
+# A function (logits [n, k] float32, targets [n] int64, *, arguments) -> [], a sum over the n images; the metric is the
+# mean over all images. Or a class, constructed once with its arguments and called like one; with a method
+# `result(sums) -> float`, its sums may have any shape, and the metric is their result.
 METRICS = Registry(
     "metrics",
     {"top_k": "distcnn.training.metrics.top_k:top_k", "f1": "distcnn.training.metrics.f1:F1"},
@@ -19,13 +19,13 @@ METRICS = Registry(
 
 
 def key_of(name: str, args: Mapping[str, Any]) -> str:
-    """The name of a metric in records: its own, and its arguments' values: `top_k_3` for `{top_k: {k: 3}}`."""
+    """Return the name of a metric in records, with the values of its arguments: `top_k_3` for `{top_k: {k: 3}}`."""
     words = [name.rpartition(":")[2], *(f"{value}" for value in args.values())]
     return "_".join(re.sub(r"[^\w.-]+", "_", word) for word in words)
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Say what is wrong with `eval.metrics`: names, arguments, and two results of one name."""
+    """Check `eval.metrics`: names, arguments, and duplicate names in records."""
     keys = []
     for name, args in map(named, config.eval.metrics):
         yield from METRICS.problems(name, args, config, "eval.metrics")

@@ -1,4 +1,4 @@
-"""The metrics that a config asks for, ready to be called."""
+"""Build the configured metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ class Metric:
     shape: torch.Size  # of the sums
 
     def result(self, sums: NDArray[np.float64], images: int) -> float:
-        """The metric, of the sums over all images, flattened as [size]."""
+        """Compute the metric from the sums over all images, flattened to [size]."""
         own = getattr(self.function, "result", None)
         return float(own(sums.reshape(self.shape))) if own else float(sums[0]) / images
 
 
 def build_metrics(config: EvalConfig, classes: int, device: torch.device) -> tuple[Metric, ...]:
-    """Build each, on the device where it has tensors of its own. Raises InputError where one is none."""
+    """Build each metric, moving modules to the device. Raises InputError if a trial call fails."""
     return tuple(_build(item, classes, device) for item in config.metrics)
 
 
 @torch.inference_mode()
 def _build(item: object, classes: int, device: torch.device) -> Metric:
     name, args = named(item)  # type: ignore[arg-type]
-    told = f"eval.metrics, {name}"
+    setting = f"eval.metrics, {name}"
     try:
         function = METRICS.bind(name, args)
-        tried = function(torch.zeros(2, classes), torch.tensor([0, 1]))
-    except Exception as error:  # whatever a user's own raises
-        raise InputError(f"{told}: {type(error).__name__}: {first_line(error)}") from error
-    found = f"{list(tried.shape)}" if isinstance(tried, Tensor) else type(tried).__name__
-    if not isinstance(tried, Tensor) or (tried.shape != () and not hasattr(function, "result")):
-        raise InputError(f"{told}: should return its sum over the images, a tensor of shape [], not {found}")
+        sums = function(torch.zeros(2, classes), torch.tensor([0, 1]))
+    except Exception as error:  # user code can raise anything
+        raise InputError(f"{setting}: {type(error).__name__}: {first_line(error)}") from error
+    found = f"{list(sums.shape)}" if isinstance(sums, Tensor) else type(sums).__name__
+    if not isinstance(sums, Tensor) or (sums.shape != () and not hasattr(function, "result")):
+        raise InputError(f"{setting}: should return its sum over the images, a tensor of shape [], not {found}")
     if isinstance(function, nn.Module):
         function = function.to(device)
-    return Metric(key_of(name, args), function, tried.shape)
+    return Metric(key_of(name, args), function, sums.shape)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class F1:
-    """The harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN), of each class, and their average.
+    """The harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN), per class, averaged over the classes.
 
-    `macro`: every class counts alike; `weighted`: by its number of images. A class without an image and without a
-    prediction is left out, as in scikit-learn's f1_score.
+    `macro` is the unweighted average; `weighted` weights classes by their number of images. Classes with
+    neither images nor predictions are left out, as in scikit-learn's f1_score.
     """
 
     average: Literal["macro", "weighted"] = "macro"
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return [3, k] int64 of each class: images predicted rightly, images of it, predictions of it.
+        """Return [3, k] int64, per class: true positives, images, predictions.
 
         Logits [n, k], targets [n] int64.
         """
@@ -29,6 +29,6 @@ class F1:
         return torch.stack([(true & predicted).sum(dim=0), true.sum(dim=0), predicted.sum(dim=0)])
 
     def result(self, sums: NDArray[np.float64]) -> float:
-        """The average, of the sums over all images."""
+        """Compute the average from the sums over all images."""
         hits, true, predicted = sums[:, sums[1:].sum(axis=0) > 0]
         return float(np.average(2 * hits / (true + predicted), weights=true if self.average == "weighted" else None))

@@ -12,9 +12,9 @@ def top_k(
     logits: Tensor,
     targets: Tensor,
     *,
-    k: Annotated[Int, Field(ge=1, description="guesses per image; with as many classes or fewer it is 1")] = 5,
+    k: Annotated[Int, Field(ge=1, description="guesses per image; with k classes or fewer, the metric is 1")] = 5,
 ) -> Tensor:
-    """Count the images whose class is among the k of the largest logits.
+    """Count the images whose class is among the k largest logits.
 
     Logits [n, classes], targets [n] int64; returns [] int64.
     """
