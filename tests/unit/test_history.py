@@ -272,9 +272,9 @@ def test_the_model_card_takes_an_evaluation_that_its_log_has_whole(tmp_path):
         path=tmp_path / "run" / "checkpoints" / "best.pt", config=Config(),
         description=ModelDescription({}, ("cat", "dog"), 32, Normalize((0.5,) * 3, (0.5,) * 3), step=3, epoch=1),
     )  # fmt: skip
-    assert "No evaluation" in card(trained, "run", {}, 0)
+    assert "holds no evaluation" in card(trained, "run", {}, 0)
     make(tmp_path / "run", [START, EVAL])  # without the top-5 accuracy
-    assert "No evaluation" in card(trained, "run", {}, 0)
+    assert "holds no evaluation" in card(trained, "run", {}, 0)
     whole = EVAL | {"top5_accuracy": 1.0}
     for loss, said in ((1.5, "loss 1.5000"), (None, "loss not finite")):
         (tmp_path / "run" / "metrics.jsonl").write_text(lines([START, whole | {"loss": loss}]))
