@@ -28,7 +28,7 @@ class TrackedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config as in config.yaml, with the plan as `plan`, as nested plain values."""
+        """The config as in config.yaml, with plan and workload merged as `plan`; nested plain values."""
         return to_dict(self.config) | {"plan": asdict(self.plan) | asdict(self.workload)}
 
     def history(self) -> History:

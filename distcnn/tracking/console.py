@@ -1,4 +1,4 @@
-"""Print a run: bars on a terminal, one line per epoch in a log file, a table at both ends."""
+"""Console output: progress bars on a terminal, one line per epoch in a log file, a table at start and end."""
 
 import os
 import time
@@ -16,9 +16,9 @@ from distcnn.tracking.live import LiveDisplay
 
 
 class ConsoleTracker:
-    """A Tracker that prints to stdout; rich decides what a terminal, a pipe or NO_COLOR can take.
+    """A Tracker that prints to stdout; rich adapts the output to terminals, pipes and NO_COLOR.
 
-    `header` is printed first. `last_checkpoint` names the newest one; it is called in the display's thread.
+    `header` is printed first. `last_checkpoint` names the newest checkpoint; the display's thread calls it.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ConsoleTracker:
         restarts: int = 0,
         last_checkpoint: Callable[[], str] = lambda: "",
     ):
-        # Open MPI gives each rank a terminal of its own, wherever mpirun's output goes.
+        # Open MPI gives each rank a pseudo-terminal, even if mpirun's output is not one.
         terminal = False if "OMPI_COMM_WORLD_RANK" in os.environ else None
         self.plan, self.console = plan, console or Console(highlight=False, soft_wrap=True, force_terminal=terminal)
         self.console.print(header)
@@ -50,12 +50,12 @@ class ConsoleTracker:
             if self.live is not None:
                 self.live.evaluated(record)
             self._line(record["step"], record)
-        elif record["event"] not in ("started", "done"):  # the tables at both ends say that
+        elif record["event"] not in ("started", "done"):  # shown by the tables at start and end
             self._print(f"{record['event'].replace('_', ' ')}: {record['message']}")
 
     def _train(self, record: Record) -> None:
         step = record["step"]
-        # An epoch without an evaluation gets its line when the next one starts: evaluations come after the step.
+        # An epoch without evaluation gets its line when the next one starts, as evaluations are logged after the step.
         if (step - 1) % self.plan.steps_per_epoch == 0 and self.losses:
             self._line(step - 1, None)
         self.losses.append(record["loss"])
@@ -81,7 +81,7 @@ class ConsoleTracker:
         self.losses, self.speeds = [], []
 
     def _print(self, line: str) -> None:
-        # Names and paths may hold [brackets] and :colons:, which are theirs, not rich's markup.
+        # Names and paths may contain [brackets] and :colons:, which are not rich markup.
         self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def finish(self, status: str, summary: Record) -> None:
@@ -94,7 +94,7 @@ class ConsoleTracker:
 
 
 def _evaluated(record: Record) -> str:
-    """`test loss 0.5000  accuracy 70.00% (7/10)`, and the further metrics by their names."""
+    """Format as `test loss 0.5000  accuracy 70.00% (7/10)`, followed by the configured metrics."""
     parts = [f"test loss {record['loss']:.4f}"] if "loss" in record else []
     if "accuracy" in record:
         parts.append(f"accuracy {record['accuracy']:.2%} ({record['correct']}/{record['total']})")
@@ -102,7 +102,7 @@ def _evaluated(record: Record) -> str:
 
 
 def plan_table(plan: Plan, workload: Workload, name: str, launcher: str) -> Table:
-    """Make the table of the run's arithmetic, printed at its start."""
+    """Build the table printed at the start of a run: its plan, workload and launcher."""
     ranks = plural(plan.world_size, "rank")
     total = 3 * workload.forward_flops * plan.steps * plan.batch_size / 1e12
     return fields_table(
@@ -113,7 +113,7 @@ def plan_table(plan: Plan, workload: Workload, name: str, launcher: str) -> Tabl
             "images": f"{plan.train_images:,} for training, {plan.test_images:,} for testing",
             "learning rate": f"{plan.lr:.4g} at its peak",
             "parameters": f"{workload.parameters:,}",
-            "FLOPs": f"{workload.forward_flops / 1e6:,.1f} M forward an image; about {total:,.1f} T for the training",
+            "FLOPs": f"{workload.forward_flops / 1e6:,.1f} M per image forward; about {total:,.1f} T in total",
             "device": f"{workload.device}, {workload.threads} threads per rank",
             "precision": workload.precision,
             "launcher": launcher,
@@ -122,12 +122,12 @@ def plan_table(plan: Plan, workload: Workload, name: str, launcher: str) -> Tabl
 
 
 def fields_table(title: str, fields: Record) -> Table:
-    """Make a table of two columns without a frame, readable in a log file too."""
+    """Build a borderless two-column table, readable in log files too."""
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
     )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in fields.items():
-        table.add_row(key, Text(str(value)))  # as it is: not rich's markup
+        table.add_row(key, Text(str(value)))  # verbatim, without markup
     return table

@@ -146,7 +146,13 @@ def test_the_plan_table_prints_the_arithmetic():
     out.print(plan_table(plan(images=1000, batch=120, duration="2ep", world=3, micro=10), WORKLOAD, "run", "torchrun"))
     text = out.file.getvalue()
     arithmetic = "10 per rank × 3 ranks × 4 accumulated = 120"
-    for part in (arithmetic, "18 (2 epochs of 9)", "1,000 for training, 10 for testing", "12,345", "2.0 M forward"):
+    for part in (
+        arithmetic,
+        "18 (2 epochs of 9)",
+        "1,000 for training, 10 for testing",
+        "12,345",
+        "2.0 M per image forward",
+    ):
         assert part in text
     assert text.split()[-1] == "torchrun"
 
