@@ -78,7 +78,7 @@ def test_a_signal_stops_the_trial_under_way_and_the_command_goes_on_from_there(c
         command[0].send_signal(signal.SIGTERM)
         outcome = command.outcome()
     assert outcome.codes == [75], outcome.err
-    assert "goes on from here" in outcome.err
+    assert "the same command continues" in outcome.err
     assert len(metrics(run, "train")) < 400
     again = run_ranks(arguments)
     assert again.codes == [0], again.err
