@@ -12,6 +12,7 @@ from distcnn.config.settings import load_settings, saved_settings, to_dict, to_y
 from distcnn.errors import InputError
 from distcnn.slurm.resources import Resources, elements
 from distcnn.slurm.script import script_text
+from distcnn.training import parts
 
 OneConfig = str | Path | Config | Mapping[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -139,7 +140,7 @@ def _checked(config: OneConfig, overrides: Overrides, resources: Resources) -> C
         settings.read_arguments(words)
     if isinstance(overrides, Mapping):
         settings.update(overrides)
-    checked = [settings.check(world_size) for world_size in resources.world_sizes][-1]
+    checked = [settings.check(world_size, parts.problems) for world_size in resources.world_sizes][-1]
     if checked.name is None:
         raise InputError("name = none: give the run a name; a requeued job continues the run of that name")
     return checked

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from distcnn.config.plan import Plan, Workload, make_plan
 from distcnn.config.schema import Config
 from distcnn.config.settings import Settings
-from distcnn.data import augment
 from distcnn.data.augment.pipeline import Pipeline, build_pipeline
 from distcnn.data.loaders.resident import ResidentLoader, check_resident, resident_bytes
 from distcnn.data.loaders.streaming import StreamingLoader
@@ -36,13 +35,11 @@ from distcnn.engine.base import Engine, StepOptions
 from distcnn.engine.ddp import DDPEngine
 from distcnn.engine.master_weights import AUTOCAST
 from distcnn.errors import InputError, first_line
-from distcnn.models import MODELS
 from distcnn.models.build import build_model, check_sizes, forward_flops
-from distcnn.optim import OPTIMIZERS, SCHEDULES
 from distcnn.registry import Problem
 from distcnn.runs.folder import unwritable
 from distcnn.tracking import open as tracking
-from distcnn.training import metrics
+from distcnn.training import parts
 from distcnn.training.losses import LOSSES
 
 # Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
@@ -69,14 +66,8 @@ def engine_of(config: Config, world: World) -> type[Engine]:
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
     """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
     yield from sources.problems(config)
-    yield from augment.problems(config)
     yield from common_device_problems(config, world)
-    yield from MODELS.problems(config.model.name, config.model.args, config, "model.name", "model.args")
-    yield from LOSSES.problems(config.loss.name, config.loss.args, config, "loss.name", "loss.args")
-    yield from OPTIMIZERS.problems(config.optim.name, config.optim.args, config, "optim.name", "optim.args")
-    schedule = config.schedule
-    yield from SCHEDULES.problems(schedule.name, schedule.args, config, "schedule.name", "schedule.args")
-    yield from metrics.problems(config)
+    yield from parts.problems(config)
     yield from tracking.problems(config)
     if engine_of(config, world) is AccelerateEngine:
         yield from engine_accelerate.problems(config, os.environ)

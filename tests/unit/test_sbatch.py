@@ -63,6 +63,7 @@ def test_printed_scripts(name, capsys, monkeypatch):
         ([CONFIG, "--nodes", "3"], "the global batch 64 does not divide"),
         ([CONFIG, "--nodes", "4", "--launcher", "elastic", "--train.micro_batch", "8"], "on 3 ranks"),
         ([CONFIG, "--optim.lrr", "1"], "did you mean optim.lr"),
+        ([CONFIG, "--optim.args.betaz", "1"], "optim.args.betaz = 1 (command line): unknown argument; did you mean"),
         (["none.yaml"], "none.yaml: No such file"),
     ],
 )

@@ -1,0 +1,24 @@
+"""Check the parts of a training, and their arguments, on any machine."""
+
+from collections.abc import Iterator
+
+from distcnn.config.schema import Config
+from distcnn.data import augment
+from distcnn.models import MODELS
+from distcnn.optim import OPTIMIZERS, SCHEDULES
+from distcnn.registry import Problem
+from distcnn.training import metrics
+from distcnn.training.losses import LOSSES
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Check those that depend on no file, variable or device: a job is checked where it is submitted."""
+    for parts, key, named in (
+        (MODELS, "model", config.model),
+        (LOSSES, "loss", config.loss),
+        (OPTIMIZERS, "optim", config.optim),
+        (SCHEDULES, "schedule", config.schedule),
+    ):
+        yield from parts.problems(named.name, named.args, config, f"{key}.name", f"{key}.args")
+    yield from augment.problems(config)
+    yield from metrics.problems(config)
