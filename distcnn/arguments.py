@@ -1,4 +1,4 @@
-"""The arguments of a callable, by its signature: names, types, ranges and defaults. No torch."""
+"""The arguments of a callable, from its signature: names, types, ranges and defaults. No torch."""
 
 import difflib
 import inspect
@@ -20,26 +20,26 @@ class Argument:
     """One parameter."""
 
     name: str
-    hint: Any  # its annotation; Any where there is none
-    default: Any  # REQUIRED where it has to be given
+    hint: Any  # its annotation, or Any
+    default: Any  # or REQUIRED
 
     @property
     def description(self) -> str:
-        """What the pydantic Field in its annotation says of it; empty without one."""
+        """The description of the pydantic Field in its annotation, or ""."""
         found = [one.description for one in get_args(self.hint)[1:] if isinstance(one, FieldInfo)]
         return (found[0] or "") if found else ""
 
     @property
     def type_name(self) -> str:
-        """Its type, such as float, zeros|reflect or tuple[int, int]."""
+        """Its type in words, such as float, zeros|reflect or tuple[int, int]."""
         return _type_name(self.hint)
 
 
 def arguments(part: Callable[..., Any], given: frozenset[str] = frozenset()) -> list[Argument]:
-    """The parameters of a function or of a class, in their order, but for the `given` ones and for *args, **kwargs."""
+    """Return the parameters of a function or class in order, except the `given` ones and *args, **kwargs."""
     try:
         hints = get_type_hints(part.__init__ if inspect.isclass(part) else part, include_extras=True)
-    except Exception:  # a foreign part's annotations may name what is not there at run time
+    except Exception:  # a user's annotations may name what does not exist at run time
         hints = {}
     parameters = inspect.signature(part).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
@@ -47,7 +47,7 @@ def arguments(part: Callable[..., Any], given: frozenset[str] = frozenset()) -> 
 
 
 def validated(part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The arguments as the annotations want them: a list becomes a tuple where one is asked for.
+    """Convert the arguments to their annotated types, such as a list to a tuple.
 
     Raises pydantic's ValidationError.
     """
@@ -57,9 +57,9 @@ def validated(part: Callable[..., Any], args: Mapping[str, Any], given: frozense
 def wrong(
     part: Callable[..., Any], args: Mapping[str, Any], given: frozenset[str] = frozenset(), called: str = "it"
 ) -> Iterator[tuple[str, str]]:
-    """(argument, what is wrong with it, and what would be valid) of each that does not fit, once each.
+    """Yield (argument, problem and what would be valid) of each invalid argument, once each.
 
-    The part is `called` that in the texts.
+    `called` is the name of the part in the texts.
     """
     try:
         validated(part, args, given)
@@ -93,7 +93,7 @@ def _adapter(part: Callable[..., Any], given: frozenset[str]) -> TypeAdapter[dic
 def _is_checkable(hint: Any) -> bool:
     try:
         TypeAdapter(hint)
-    except Exception:  # of a foreign part: a type that pydantic has no check for
+    except Exception:  # a type that pydantic cannot check
         return False
     return True
 
@@ -105,7 +105,7 @@ def _unknown(name: str, known: list[str], called: str) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """A type hint without what pydantic checks of it."""
+    """Format a type hint, without pydantic's constraints."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _type_name(inner[0])

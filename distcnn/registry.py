@@ -1,7 +1,7 @@
-"""Parts by name: distcnn's own, those of installed packages, and a user's `package.module:callable`. No torch.
+"""Parts by name: built in, from installed packages, or a user's `package.module:callable`. No torch.
 
-A part is a class or a function. What distcnn gives it is fixed for its kind; all its other parameters are the user's to
-set, as `args` in the config.
+A part is a class or a function. distcnn provides some parameters, which are fixed for each kind; the user sets the
+others, as `args` in the config.
 """
 
 import difflib
@@ -20,9 +20,9 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 
 
 def checked_by(check: Callable[[Any, Mapping[str, Any]], Iterable[Problem]]) -> Callable[[Part], Part]:
-    """Decorate a part with `check(config, args)`: what the rest of the config, or two of its arguments, rule out.
+    """Attach `check(config, args)` to a part: its rules on two arguments, or on the rest of the config.
 
-    It is given all arguments, those that are not set with their defaults.
+    `args` holds all arguments, with defaults for those that are not set.
     """
 
     def decorate(part: Part) -> Part:
@@ -35,7 +35,7 @@ def checked_by(check: Callable[[Any, Mapping[str, Any]], Iterable[Problem]]) -> 
 class Registry:
     """The parts of one kind. Installed packages add theirs as entry points of the group `distcnn.<kind>`.
 
-    Nothing is imported before it is asked for: a broken package is named where it is used, and harms nothing else.
+    A part is imported when it is used: a broken package is named there, and affects nothing else.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Registry:
 
     @cached_property
     def targets(self) -> dict[str, str]:
-        """Name → "package.module:callable", distcnn's own first: no package can take one of these names."""
+        """Name → "package.module:callable". Built-in names cannot be overridden by a package."""
         installed = {point.name: point.value for point in entry_points(group=f"distcnn.{self.kind}")}
         return self.builtin | {name: target for name, target in installed.items() if name not in self.builtin}
 
     def names(self) -> list[str]:
-        """All that can be asked for by name."""
+        """Return all names, built-in ones first."""
         return [*dict.fromkeys([*self.targets, *self._further()])]
 
     def load(self, name: str) -> Any:
-        """The part of that name. Raises InputError where there is none, or where it cannot be imported."""
+        """Import the part of that name. Raises InputError if it does not exist or cannot be imported."""
         target = self.targets.get(name, name)
         if ":" not in target:
             if name in (further := self._further()):
@@ -84,22 +84,22 @@ class Registry:
             raise InputError(f"{target} is not callable")
         try:
             inspect.signature(part)
-        except ValueError as error:  # some of those that are written in C
-            raise InputError(f"{target} does not tell what it takes: call it in a function of your own") from error
+        except ValueError as error:  # some callables written in C
+            raise InputError(f"{target} has no signature: call it in a function of your own") from error
         return part
 
     def arguments(self, name: str) -> list[Argument]:
-        """What the user may set of a part. Raises InputError as `load`."""
+        """Return the arguments of a part that the user can set. Raises InputError, as `load` does."""
         part = self.load(name)
         return arguments(part, self._given(part))
 
     def problems(
         self, name: str, args: Mapping[str, Any], config: Any, name_key: str, args_key: str = ""
     ) -> Iterator[Problem]:
-        """Everything that is wrong with a name and its arguments, and what the part's own check finds.
+        """Yield all problems of a name and its arguments, including those that the part's own check finds.
 
-        They are told of the keys `name_key` and `args_key.<argument>`; without `args_key`, as for one item of a list,
-        the text says which argument it is.
+        Their keys are `name_key` and `args_key.<argument>`. Without `args_key`, as for an item of a list, the text
+        names the part and the argument.
         """
         try:
             part = self.load(name)
@@ -115,9 +115,9 @@ class Registry:
             yield from check(config, defaults | validated(part, args, given))
 
     def build(self, name: str, args: Mapping[str, Any], /, *positional: Any, **provided: Any) -> Any:
-        """Call the part with the user's arguments and with what distcnn provides: of `provided`, what it takes.
+        """Call the part with the user's arguments and with those of `provided` that it accepts.
 
-        Raises InputError as `load`, and what the part raises.
+        Raises InputError, as `load` does, and what the part raises.
         """
         part = self.load(name)
         taken = inspect.signature(part).parameters
@@ -125,9 +125,9 @@ class Registry:
         return part(*positional, **known, **validated(part, args, self._given(part)))
 
     def bind(self, name: str, args: Mapping[str, Any]) -> Callable[..., Any]:
-        """What is to be called: a function with the user's arguments set, or a class's instance, made with them.
+        """Return a callable: a function with the user's arguments bound, or an instance of a class made with them.
 
-        Raises InputError as `load`, and what the class raises.
+        Raises InputError, as `load` does, and what the class raises.
         """
         part = self.load(name)
         known = validated(part, args, self._given(part))
@@ -145,11 +145,11 @@ class Registry:
 
 
 def imported(target: str) -> Any:
-    """The object at "package.module:name". Raises InputError where there is none."""
+    """Import the object at "package.module:name". Raises InputError if that fails."""
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"{error}; looked for in the current folder and the installed packages") from error
-    except Exception as error:  # the module's own, as it is imported: a SyntaxError, whatever it raises
+    except Exception as error:  # raised by the module itself
         raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error

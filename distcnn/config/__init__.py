@@ -1,1 +1,1 @@
-"""Settings: one frozen dataclass a section, rules between them, and how values are read."""
+"""The settings of a run: their schema, cross-field rules, and reading from YAML and the command line."""

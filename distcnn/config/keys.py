@@ -1,4 +1,4 @@
-"""The keys of a config: which there are, and how each is documented."""
+"""The keys of a config, and their documentation for `--help`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ KEYS: list[str] = [
 
 
 def documented_keys() -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, description) of every key, for `--help`."""
+    """Yield (dotted key, type, default, description) of every key."""
     for section, cls in [("", Config), *SECTIONS.items()]:
         for name, info in cls.__pydantic_fields__.items():
             if info.description:
@@ -47,7 +47,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a config file has it."""
+    """Format a value as in a config file."""
     if value is None:
         return "none"
     if isinstance(value, bool):

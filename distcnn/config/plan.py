@@ -1,24 +1,25 @@
-"""The arithmetic of a run, done once at its start: batches and steps."""
+"""The arithmetic of a run, computed once at its start: batches and steps."""
 
 import math
 from dataclasses import dataclass
 
-from distcnn.config.schema import Config, parse_duration
+from distcnn.config.schema import Config
+from distcnn.config.types import parse_duration
 from distcnn.errors import InputError
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run. per-rank × ranks × accumulation = global batch."""
+    """Batches and steps of a run: micro-batch × ranks × accumulation = global batch."""
 
     train_images: int
     test_images: int
     world_size: int
-    batch_size: int  # global: images an optimizer step
-    micro_batch: int  # images a forward and backward on one rank
-    accumulation: int  # micro-batches a step on each rank
+    batch_size: int  # global: images per optimizer step
+    micro_batch: int  # images per forward and backward
+    accumulation: int  # micro-batches per step and rank
     steps_per_epoch: int
-    steps: int  # in all
+    steps: int  # in total
     eval_every: int  # steps
     checkpoint_every: int  # steps
     lr: float  # peak, after scaling
@@ -30,22 +31,22 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of a whole global batch, over all ranks."""
+        """Micro-batches of a full global batch, over all ranks."""
         return self.accumulation * self.world_size
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1 on, that optimizer step number `step`, from 1 on, belongs to."""
+        """The epoch of optimizer step number `step`; both count from 1."""
         return -(-step // self.steps_per_epoch)
 
     def images_of(self, step: int) -> int:
-        """The images of optimizer step number `step`, from 1 on: fewer than a batch in an epoch's last one."""
+        """The images of optimizer step number `step`, from 1 on: fewer than a batch in the last step of an epoch."""
         done = (step - 1) % self.steps_per_epoch * self.batch_size
         return min(self.batch_size, self.train_images - done)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The network and the device of one rank: for the reader, no number of the run depends on it."""
+    """The network and the device of one rank. Informative: no result of the run depends on it."""
 
     parameters: int
     forward_flops: int  # per image of full size; a training step costs about three times that
@@ -55,9 +56,9 @@ class Workload:
 
 
 def make_plan(config: Config, *, train_images: int, test_images: int, world_size: int) -> Plan:
-    """Turn durations into steps and the global batch into each rank's share.
+    """Convert durations to steps, and divide the global batch over the ranks.
 
-    Raises InputError for an empty epoch, or for ranks that would wait for each other without end.
+    Raises InputError for an empty epoch, or if SyncBatchNorm would make ranks wait for each other forever.
     """
     batch = config.train.batch_size
     micro = config.train.micro_batch or batch // world_size
@@ -87,10 +88,10 @@ def make_plan(config: Config, *, train_images: int, test_images: int, world_size
 
 
 def _uneven_forwards(short: int, share: int, micro: int, world_size: int) -> str:
-    """What is wrong with an epoch's last batch of `short` images under SyncBatchNorm; empty if nothing is.
+    """Return why an epoch's last batch of `short` images does not work with SyncBatchNorm; "" if it does.
 
-    It exchanges statistics in every forward and backward, so a rank with fewer of them leaves the others waiting, and
-    a rank's dummy micro-batch, which otherwise counts for nothing, would be part of the statistics.
+    SyncBatchNorm all-reduces statistics in every forward and backward: a rank with fewer forwards would leave the
+    others waiting, and a dummy micro-batch, which has no weight elsewhere, would enter the statistics.
     """
 
     def even(size: int) -> bool:
@@ -108,7 +109,7 @@ def _uneven_forwards(short: int, share: int, micro: int, world_size: int) -> str
 
 
 def to_steps(duration: str, batch_size: int, steps_per_epoch: int) -> int:
-    """`10ep`, `500step` or `200000img` in optimizer steps: rounded to the nearest for epochs, up for images; ≥ 1.
+    """Convert `10ep`, `500step` or `200000img` to steps: epochs rounded to nearest, images rounded up; at least 1.
 
     Images count full batches: an epoch whose last batch is short holds fewer images than steps × batch size.
     """

@@ -1,4 +1,4 @@
-"""What two settings, or a setting and the number of ranks, rule out. No torch in here, as in config.py."""
+"""Cross-field rules: combinations of settings, or of a setting and the number of ranks, that are refused. No torch."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from distcnn.text import plural
 
 
 def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
-    """What cannot work together, at any machine of that many ranks."""
+    """Check the combinations that no machine with this many ranks could run."""
     train, data = config.train, config.data
     if train.precision == "fp16" and train.device == "cpu":
         yield ("train.precision", "train.device"), "fp16 needs CUDA; on the CPU use bf16 or fp32"
@@ -27,11 +27,11 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
     if train.backend == "nccl" and train.device == "cpu":
-        yield ("train.backend", "train.device"), "NCCL exchanges between GPUs; use auto or gloo"
+        yield ("train.backend", "train.device"), "NCCL connects GPUs only; use auto or gloo"
     if train.tf32 and train.device == "cpu":
-        yield ("train.tf32", "train.device"), "TF32 is a format of CUDA devices"
+        yield ("train.tf32", "train.device"), "TF32 needs CUDA"
     if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):
-        yield ("name",), "is the name of one folder inside output_dir: no slashes"
+        yield ("name",), "should be the name of one folder inside output_dir, without slashes"
 
 
 def _batch_problem(batch_size: int, micro_batch: int | None, world_size: int) -> str | None:

@@ -1,7 +1,6 @@
-"""A YAML file and `--section.key value` arguments → one checked Config. Every problem is reported at once.
+"""Read settings from YAML, the command line and mappings into one checked Config; report all problems at once.
 
-pydantic checks the types and ranges because it reports all errors of a tree together, each with its path;
-jsonargparse, the usual choice, stops at the first.
+pydantic reports every error of a tree with its path; jsonargparse, the usual choice, stops at the first.
 """
 
 import difflib
@@ -24,14 +23,14 @@ COMMAND_LINE = "command line"
 
 
 class Settings:
-    """Raw values with the place each came from: `{"optim.lr": (0.1, "x.yaml:7")}`, later ones winning."""
+    """Unchecked values, each with its origin: `{"optim.lr": (0.1, "x.yaml:7")}`. Later values replace earlier ones."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[Any, str]] = {}
         self.problems: list[str] = []
 
     def read_yaml(self, path: Path) -> "Settings":
-        """Add a file's values. A key given twice, which YAML would let pass, is a problem."""
+        """Add a file's values. A repeated key is a problem. Raises InputError if the file is not readable as YAML."""
         try:
             root = compose(path.read_bytes())
         except OSError as error:
@@ -61,7 +60,7 @@ class Settings:
                 self.problems.append(f"{key} ({path}:{line}): {twice} is given twice")
 
     def read_arguments(self, arguments: Sequence[str]) -> "Settings":
-        """Add `--section.key value` or `--section.key=value`; a value is read as YAML, where the key is not a text."""
+        """Add `--section.key value` or `--section.key=value`; values are YAML, except of keys that hold text."""
         rest = list(arguments)
         while rest:
             argument = rest.pop(0)
@@ -86,7 +85,7 @@ class Settings:
         return self
 
     def update(self, overrides: "Overrides") -> "Settings":
-        """Add values by their dotted keys, or other Settings."""
+        """Add values by dotted key, or other Settings."""
         if isinstance(overrides, Settings):
             self.values.update(overrides.values)
             self.problems += overrides.problems
@@ -96,14 +95,14 @@ class Settings:
         return self
 
     def default(self, key: str, value: Any) -> "Settings":
-        """Add a value that everything given before it overrides."""
+        """Add a value unless the key has one already."""
         self.values.setdefault(key, (value, "default"))
         return self
 
     def _put(self, key: str, value: Any, place: str) -> None:
-        """Set a value; of a mapping such as `optim.args` each argument by itself, in place of all that it had.
+        """Set a value. A mapping such as `optim.args` replaces all earlier arguments, and is stored by argument.
 
-        Another part, as by `optim.name` on the command line, does not get the arguments of the one before.
+        A new part, such as another `optim.name` on the command line, drops the arguments of the previous one.
         """
         if key in PARTS and value != (self.values[key][0] if key in self.values else value_at(Config(), key)):
             own = [known for known in self.values if known.startswith(PARTS[key])]
@@ -124,10 +123,10 @@ class Settings:
         environment: Callable[[Config], Iterable[Problem]] = lambda _: (),
         device: Callable[[Config], Iterable[Problem]] = lambda _: (),
     ) -> Config:
-        """The Config these values make at that world size. Raises InputError with every problem.
+        """Return the Config of these values. Raises InputError with every problem.
 
-        `environment` tells what does not fit the machine, such as a missing folder; `device` what the device of this
-        rank cannot do, which other ranks may not have: then it is a DeviceError.
+        `environment` yields problems with this machine, such as a missing folder. `device` yields problems with the
+        device of this rank, which other ranks may not have: these raise DeviceError.
         """
         problems, doubtful = list(self.problems), set[str]()
         values = {key: value for key, (value, _) in self.values.items()}
@@ -145,7 +144,7 @@ class Settings:
             for key, message in _messages(error):
                 problems.append(f"{key} = {shown(values.pop(key))} ({self.values[key][1]}): {message}")
                 doubtful.add(key)
-            # The rest is checked all the same, with the failing keys at their defaults, to report all at once.
+            # Check the rest with the failing keys at their defaults, to report all problems at once.
             config = _ADAPTER.validate_python(unflatten(values))
 
         def told(found: Iterable[Problem]) -> list[str]:
@@ -160,7 +159,7 @@ class Settings:
 
     def _given(self, config: Config, keys: Iterable[str]) -> str:
         def given(key: str) -> str:
-            if key not in KEYS and key not in self.values:  # an argument that is left at the part's own default
+            if key not in KEYS and key not in self.values:  # an argument left at the part's own default
                 return f"{key} (default)"
             return f"{key} = {shown(value_at(config, key))} ({self._place(key)})"
 
@@ -174,9 +173,9 @@ Overrides = Settings | Mapping[str, Any]  # such as {"optim.lr": 0.1}
 
 
 def load_settings(path: Path, arguments: Sequence[str] = (), problems: Iterable[str] = ()) -> Settings:
-    """Read a YAML file, and `--section.key value` arguments over it; the run is named as the file, unless they say.
+    """Read a YAML file, then `--section.key value` arguments. The default name of the run is that of the file.
 
-    `problems` are told with those that `check` finds. Raises InputError for a file that is not readable as YAML.
+    `problems` are reported with those that `check` finds. Raises InputError if the file is not readable as YAML.
     """
     settings = Settings()
     settings.problems += problems
@@ -187,7 +186,7 @@ def load_settings(path: Path, arguments: Sequence[str] = (), problems: Iterable[
 
 
 def value_at(config: Config, key: str) -> Any:
-    """The value at a dotted key."""
+    """Return the value at a dotted key."""
     value: Any = config
     for part in key.split(".", 2):
         value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
@@ -195,32 +194,32 @@ def value_at(config: Config, key: str) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested values, as YAML, a checkpoint and a tracker take them."""
+    """Convert to nested plain values, for YAML, checkpoints and trackers."""
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return plain
 
 
 def to_yaml(config: Config) -> str:
-    """A YAML text that `Settings.read_yaml` reads back to an equal Config."""
+    """Convert to YAML, which `Settings.read_yaml` reads back to an equal Config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def saved_settings(tree: Mapping[str, Any], source: str) -> Settings:
-    """The Settings that `to_dict` gave, or dotted keys; `source` names where they come from."""
+    """Make Settings from the output of `to_dict`, or from dotted keys; `source` is their origin in messages."""
     settings = Settings()
-    for key, value in tree.items():  # in their order: `optim.args` takes the place of all arguments before it
+    for key, value in tree.items():  # in order: `optim.args` replaces all earlier arguments
         for leaf, one in (flatten({key: value}) if key in SECTIONS else {key: value}).items():
             settings._put(leaf, one, source)
     return settings
 
 
 def _source(place: str) -> str:
-    """A place without its line."""
+    """Strip the line number from an origin."""
     return place.rpartition(":")[0] or place
 
 
 def _nearest(key: str) -> list[str]:
-    """The key that was probably meant: one of that very name in another section, else the most similar one."""
+    """Return the key probably meant: the same name in another section, else the most similar key."""
     section, _, leaf = key.rpartition(".")
     if leaf == "epochs":
         return ["train.duration"]
@@ -234,7 +233,7 @@ def _nearest(key: str) -> list[str]:
 
 
 def _messages(error: ValidationError) -> list[tuple[str, str]]:
-    """(dotted key, what is wrong) of each failing key, once each."""
+    """Return (dotted key, problem) of each failing key, once each."""
     found: dict[str, list[str]] = {}
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Change(NamedTuple):
-    """A setting that is not what it was."""
+    """A setting that differs between two configs."""
 
     key: str  # dotted
     before: Any
@@ -16,7 +16,7 @@ class Change(NamedTuple):
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by their dotted keys. A mapping within a section, as `model.args`, is a value."""
+    """Return the values by dotted key. A mapping within a section, such as `model.args`, is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= {f"{key}.{leaf}": one for leaf, one in value.items()} if isinstance(value, Mapping) else {key: value}
@@ -24,7 +24,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of dotted keys: `section.key`, or `section.key.argument` of a mapping within a section."""
+    """Return nested sections, from keys `section.key`, or `section.key.argument` for a mapping within a section."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *outer, leaf = key.split(".", 2)
@@ -36,9 +36,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The settings of `now` that `before` does not hold alike, arguments one by one.
+    """Return the settings of `now` that differ from `before`; parts' arguments are compared one by one.
 
-    What only `before` holds is left out, but for arguments.
+    Keys that only `before` has are ignored, except arguments.
     """
     old, new = _with_arguments(before), _with_arguments(now)
     new |= {key: None for key in old if key.count(".") > 1 and key not in new}
@@ -46,7 +46,7 @@ def diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _with_arguments(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by their dotted keys, also those of the mappings within a section."""
+    """Flatten, including the mappings within a section."""
     flat: dict[str, Any] = {}
     for key, value in flatten(tree).items():
         flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}

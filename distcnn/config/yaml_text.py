@@ -1,4 +1,4 @@
-"""YAML read without surprises: what is given twice is told, and no short file costs hours or gigabytes."""
+"""Safe YAML: repeated keys are reported, and no short file can cost hours or gigabytes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +9,15 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses, before they are read, what makes a short file cost hours or gigabytes."""
+    """Refuses aliases and deep nesting before they are expanded."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # nine of nine of nine … would make billions of values
-            raise ValueError("YAML's aliases (*name) are not taken; write the value out")
+        if self.check_event(yaml.AliasEvent):  # nested aliases expand exponentially
+            raise ValueError("YAML aliases (*name) are not supported; write the value out")
         deeper = self.check_event(yaml.CollectionStartEvent)
-        if self.depth + deeper > _DEEPEST:  # PyYAML's time grows with the square of it
+        if self.depth + deeper > _DEEPEST:  # PyYAML's time grows with the square of the depth
             raise ValueError(f"nested more than {_DEEPEST} levels deep; a config has two or three")
         self.depth += deeper
         node = super().compose_node(parent, index)
@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def compose(data: bytes) -> yaml.MappingNode | None:
-    """The mapping that a YAML file holds, None where it is empty. Raises ValueError with what is wrong with it."""
+    """Parse a YAML file to its top-level mapping; None if it is empty. Raises ValueError with the reason."""
     try:
         root = yaml.compose(data.decode("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -37,16 +37,16 @@ def compose(data: bytes) -> yaml.MappingNode | None:
 
 
 def construct(node: yaml.Node) -> Any:
-    """The plain value of a part of a YAML file. Raises ValueError where it does not fit its tag."""
+    """Convert a node to its plain value. Raises ValueError if it does not fit its tag."""
     try:
         return yaml.SafeLoader("").construct_document(node)
-    except Exception as error:  # for an empty !!int or a !!bool that is none, whatever PyYAML stumbles over
+    except Exception as error:  # an empty !!int or an invalid !!bool makes PyYAML raise anything
         text = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value does not fit its tag"
         raise ValueError(" ".join(text.split())) from None
 
 
 def given_twice(node: yaml.Node) -> Iterator[tuple[int, str]]:
-    """(line, key) of the repeated keys of mappings inside a value."""
+    """Yield (line, key) of repeated keys in the mappings inside a value."""
     if isinstance(node, yaml.MappingNode):
         seen = set[str]()
         for key_node, value_node in node.value:

@@ -1,4 +1,4 @@
-"""Which images each rank takes at each step, the same for the run as a whole at every world size.
+"""Which images each rank processes at each step; over all ranks, the same at every world size.
 
 An epoch's order is cut into global batches (one optimizer step each) and those into micro-batches. Micro-batch j
 of a global batch goes to rank j mod world (block-cyclic), so that a micro-batch holds the same images wherever
@@ -22,15 +22,15 @@ class MicroBatch:
     step: int  # the optimizer step, counted from the start of the run
     start: int
     stop: int
-    weight: float  # its part of the global batch in 0…1; 0 for a dummy batch, computed for company only
-    last: bool  # the rank's last of this step: gradients are exchanged, then the optimizer steps
+    weight: float  # fraction of the global batch; 0 for a dummy batch, which only keeps the collectives matched
+    last: bool  # of this step on this rank: gradients are all-reduced, then the optimizer steps
 
 
 class MicroBatchSampler(DistributedSampler[int]):
-    """A DistributedSampler that deals whole micro-batches in turn, pads nothing and can start in mid-epoch.
+    """A DistributedSampler that deals micro-batches in turn, pads nothing and can start in mid-epoch.
 
-    The loop calls `set_epoch` itself. As a sampler it yields this rank's indices; `micro_batches` yields them
-    with their bounds.
+    The loop calls `set_epoch` itself. Iteration yields this rank's indices; `micro_batches` yields them with their
+    bounds.
     """
 
     def __init__(
@@ -51,16 +51,15 @@ class MicroBatchSampler(DistributedSampler[int]):
         self.first_step = 0
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch, and the step within it to start at (earlier ones have been trained already)."""
+        """Select the epoch, and the step within it to start at; earlier steps are skipped."""
         super().set_epoch(epoch)
         self.first_step = first_step
 
     def order(self) -> Tensor:
-        """The epoch's order: [size] int64 indices, equal on all ranks; each (seed, epoch) draws its own.
+        """Return the epoch's order, [size] int64 indices: equal on all ranks, different for each (seed, epoch).
 
-        Seeds and epochs are hashed together: by their sum, as DistributedSampler has it, epoch 1 of seed 0 would be
-        epoch 0 of seed 1. NumPy never changes what a RandomState draws, so a resume under a later release finds the
-        same order (NEP 19).
+        Seed and epoch are hashed together: with their sum, as in DistributedSampler, epoch 1 of seed 0 would be epoch 0
+        of seed 1. NumPy guarantees the stream of a RandomState (NEP 19), so a later release resumes in the same order.
         """
         if not self.shuffle:
             return torch.arange(self.size)
@@ -68,10 +67,10 @@ class MicroBatchSampler(DistributedSampler[int]):
         return torch.from_numpy(np.random.RandomState(bits).permutation(self.size).astype(np.int64, copy=False))
 
     def micro_batches(self) -> Iterator[MicroBatch]:
-        """This rank's micro-batches, step by step, at least one a step.
+        """Yield this rank's micro-batches, step by step, at least one per step.
 
         The last global batch may hold fewer micro-batches than there are ranks. A rank without one gets a dummy
-        batch of weight 0 (a copy of the first), because every rank takes part in the exchange of gradients.
+        batch of weight 0 (a copy of the first), because every rank must join the all-reduce of the gradients.
         """
         for step in range(self.first_step, self.steps):
             begin = step * self.batch_size
@@ -95,10 +94,10 @@ class MicroBatchSampler(DistributedSampler[int]):
 
 
 def evaluation_batches(size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, range]]:
-    """This rank's (batch number, indices), nothing padded and nothing dropped; empty for a rank without images.
+    """Return this rank's (batch number, indices), without padding or dropping; empty for a rank without images.
 
-    The batches are cut the same way at every world size and dealt in turn, so that each is computed in the same
-    shape and gives the same bits wherever it lands.
+    The batches are the same at every world size and dealt in turn, so each is computed in the same shape, and gives the
+    same bits, on any rank.
     """
     batches = [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
     return list(enumerate(batches))[rank::world_size]

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on its run's test images."""
+"""Evaluate a trained model on the test images of its run."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch.optim import Adam, AdamW
 
-from distcnn.config.schema import Float
+from distcnn.config.types import Float
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(description="decay rates of the averages of gradient and squared gradient")]

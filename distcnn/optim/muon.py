@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distcnn.config.schema import Config, Float
+from distcnn.config.schema import Config
+from distcnn.config.types import Float
 from distcnn.optim.optimizers import head_of
 from distcnn.registry import Problem, checked_by
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distcnn.config.plan import Plan, to_steps
-from distcnn.config.schema import Config, Duration, Float, parse_duration
+from distcnn.config.schema import Config
+from distcnn.config.types import Duration, Float, parse_duration
 from distcnn.errors import InputError
 from distcnn.optim import SCHEDULES
 from distcnn.registry import Problem, checked_by

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch.optim import SGD
 
-from distcnn.config.schema import Float
+from distcnn.config.types import Float
 from distcnn.registry import Problem, checked_by
 
 

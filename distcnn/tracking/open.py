@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from distcnn.config.schema import Config, named
+from distcnn.config.schema import Config
+from distcnn.config.types import named
 from distcnn.registry import Problem
 from distcnn.report import page as report_page
 from distcnn.tracking import TRACKERS

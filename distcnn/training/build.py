@@ -1,6 +1,6 @@
-"""Builds what a training is made of from a Config and a World, before any rank has met another.
+"""Build the components of a run. No communication: what can fail fails here, on each rank alone.
 
-Everything that can be wrong is found here; files are read under locks, not barriers.
+Files are read under locks, not barriers.
 """
 
 import os
@@ -42,29 +42,29 @@ from distcnn.tracking import open as tracking
 from distcnn.training import parts
 from distcnn.training.losses import LOSSES
 
-# Of a network, at most: one for each size of image and batch. With PyTorch's own limit, 8, the rest run uncompiled.
+# Compiled graphs of a network: one per image and batch size. Beyond the limit, 8 by default, they run uncompiled.
 _GRAPHS = 64
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [n, k] float32, targets → [], the mean over them
-INIT_PIXELS = 5000 * 32 * 32  # so much of the training images a model with `init_from_images` sees, at most
+INIT_PIXELS = 5000 * 32 * 32  # at most this many training pixels are passed to `init_from_images`
 
 
 @dataclass(frozen=True)
 class Images:
-    """A run's images, and how they are normalised."""
+    """The images of a run, and their normalisation."""
 
     train: ImageSet
-    test: ImageSet  # those that are evaluated: of the test split, or held out
+    test: ImageSet  # the evaluated images: the test split, or held out
     normalize: Normalize
 
 
 def engine_of(config: Config, world: World) -> type[Engine]:
-    """The engine of a run: `auto` takes Accelerate where `accelerate launch` has started it."""
+    """Return the engine's class: with `auto`, Accelerate under `accelerate launch`, else DDP."""
     wanted = config.engine if config.engine != "auto" else "accelerate" if world.launcher == "accelerate" else "ddp"
     return AccelerateEngine if wanted == "accelerate" else DDPEngine
 
 
 def environment_problems(config: Config, world: World) -> Iterator[Problem]:
-    """What does not fit this machine, besides what is wrong with one rank's device; cheap checks, on every rank."""
+    """Check the config against this machine, except the rank's own device. Cheap; called on every rank."""
     yield from sources.problems(config)
     yield from common_device_problems(config, world)
     yield from parts.problems(config)
@@ -78,7 +78,7 @@ def environment_problems(config: Config, world: World) -> Iterator[Problem]:
 
 
 def checked(settings: Settings, world: World) -> Config:
-    """A run's settings, with what Accelerate's configuration adds, as a Config that fits this machine."""
+    """Return the checked Config, with defaults from Accelerate's configuration. Raises InputError with all problems."""
     if world.launcher == "accelerate":
         for key, value in engine_accelerate.defaults(os.environ).items():
             settings.default(key, value)
@@ -90,7 +90,7 @@ def checked(settings: Settings, world: World) -> Config:
 
 
 def read_images(config: Config, world: World, device: torch.device) -> Images:
-    """Read both splits. Raises InputError where they do not fit together, or where they do not fit on the device."""
+    """Read both splits. Raises InputError if their classes differ, or if they do not fit into the device's memory."""
     train, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     check_classes(train, test)
     if config.data.loader == "resident":
@@ -99,19 +99,19 @@ def read_images(config: Config, world: World, device: torch.device) -> Images:
 
 
 def build_network(config: Config, images: Images) -> nn.Module:
-    """Build the network on the CPU, its weights a function of the seed, and of the images where it asks for them."""
+    """Build the network on the CPU. Its weights depend on the seed, and on the images if it has `init_from_images`."""
     size = images.train.images.shape[1]
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, len(images.train.classes), size, config.model.args)
     if callable(init := getattr(model, "init_from_images", None)):
-        # Evenly: a folder's images are sorted by class.
+        # Every nth: a folder's images are sorted by class.
         chosen = images.train.images[:: -(-len(images.train) * size**2 // INIT_PIXELS)]
         init(Preprocess(images.normalize, torch.device("cpu")).input(torch.from_numpy(chosen)))
     return model
 
 
 def build_plan(config: Config, world: World, images: Images) -> Plan:
-    """Do the arithmetic of the run. Raises InputError."""
+    """Compute the plan of the run. Raises InputError."""
     return make_plan(config, train_images=len(images.train), test_images=len(images.test), world_size=world.size)
 
 
@@ -127,7 +127,7 @@ def workload(config: Config, images: Images, model: nn.Module, device: torch.dev
 
 
 def augmentation(config: Config, plan: Plan, images: Images, model: nn.Module) -> Pipeline:
-    """Build it. Raises InputError where the network cannot take the sizes of images that it makes."""
+    """Build the augmentation. Raises InputError if the network does not accept the image sizes that it produces."""
     classes = len(images.train.classes)
     pipeline = build_pipeline(config.data, classes=classes, image_size=images.train.images.shape[1], plan=plan)
     check_sizes(model, config.model.name, classes, pipeline.sizes)
@@ -135,7 +135,7 @@ def augmentation(config: Config, plan: Plan, images: Images, model: nn.Module) -
 
 
 def build_loss(config: Config, classes: int, device: torch.device) -> Loss:
-    """Build the loss, on the device where it has tensors of its own. Raises InputError where it is none."""
+    """Build the loss, and try it. A Module is moved to the device. Raises InputError if it returns no scalar loss."""
     told = f"loss.name = {config.loss.name}, loss.args = {config.loss.args}"
     try:
         loss: Loss = LOSSES.bind(config.loss.name, config.loss.args)
@@ -155,13 +155,13 @@ def check_alike(config: Config, world: World, plan: Plan, workload: Workload, st
 
 
 def step_options(config: Config, plan: Plan) -> StepOptions:
-    """What the engine is told of a step."""
+    """Return the engine's options."""
     train = config.train
     return StepOptions(train.precision, train.clip_norm, train.gradient_sum, plan.micro_batches_per_step)
 
 
 def training_sampler(config: Config, world: World, plan: Plan) -> MicroBatchSampler:
-    """Which images this rank takes in each step."""
+    """Build the sampler of this rank's training images."""
     return MicroBatchSampler(
         plan.train_images, batch_size=plan.batch_size, micro_batch=plan.micro_batch, rank=world.rank,
         world_size=world.size, seed=config.seed, drop_last=config.train.drop_last,
@@ -171,14 +171,14 @@ def training_sampler(config: Config, world: World, plan: Plan) -> MicroBatchSamp
 def training_loader(
     config: Config, images: Images, sampler: MicroBatchSampler, preprocess: Preprocess, pipeline: Pipeline
 ) -> ResidentLoader | StreamingLoader:
-    """This rank's training batches."""
+    """Build the loader of this rank's training batches."""
     if config.data.loader == "resident":
         return ResidentLoader(images.train, sampler, preprocess, pipeline, config.seed)
     return StreamingLoader(images.train, sampler, preprocess, pipeline, config.seed, config.data.workers)
 
 
 def memory_fixes(config: Config, plan: Plan, images: Images, device: torch.device) -> list[str]:
-    """The settings of this run by which its steps would take less memory."""
+    """Return advice: settings of this run that would reduce the memory of a step."""
     resident = config.data.loader == "resident" and device.type == "cuda"
     return memory.training_fixes(
         plan.micro_batch, plan.micro_batch * plan.accumulation, resident_bytes(images.train) if resident else 0
@@ -186,20 +186,20 @@ def memory_fixes(config: Config, plan: Plan, images: Images, device: torch.devic
 
 
 def make_preprocess(config: Config, normalize: Normalize, device: torch.device) -> Preprocess:
-    """uint8 images → the network's input, as this run's precision and layout want it."""
+    """Build the conversion of uint8 images to the network's input, in the run's precision and layout."""
     dtype = AUTOCAST[config.train.precision] or torch.float32
     return Preprocess(normalize, device, dtype=dtype, channels_last=config.model.channels_last)
 
 
 def place_model(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
-    """The model on its device, compiled as configured."""
-    # Accelerate compiles by itself, with the backend of its own configuration.
+    """Move the model to the device, and compile it as configured."""
+    # Accelerate compiles the model itself, with the backend of its own configuration.
     foreign = engine_of(config, world) is AccelerateEngine and engine_accelerate.compiles(os.environ)
     return place(model, config, device, compile=config.model.compile and not foreign)
 
 
 def place(model: nn.Module, config: Config, device: torch.device, *, compile: bool) -> nn.Module:
-    """The model on its device, in its layout; compiled in place, which leaves its keys alone."""
+    """Move the model to the device and memory layout. Compiled in place, which does not change its state_dict keys."""
     if config.model.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model = model.to(device)
@@ -207,11 +207,11 @@ def place(model: nn.Module, config: Config, device: torch.device, *, compile: bo
         model = model.to(memory_format=torch.channels_last)
     if config.model.compile:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
-        # Otherwise it times kernels and takes the fastest, which may be another one in another process or rank.
+        # Otherwise Inductor times kernels and takes the fastest, which may differ between processes.
         torch._inductor.config.deterministic = bool(config.train.deterministic)
     if compile:
-        # Each shape gets a graph of its own. By default a second size of batch, such as an epoch's last, makes one for
-        # any size, which all batches run from then on: slower, and another program than a resumed run's.
+        # One graph per shape. By default a second batch size, such as an epoch's last, creates a graph for any size,
+        # which all later batches use: slower, and another program than a resumed run's.
         model.compile(dynamic=False)
     return model
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: every image once, integers all-reduced, divided last. The same counts at every world size."""
+"""Exact evaluation: every image once, integers all-reduced, divided last. Equal at every world size."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,20 +23,20 @@ from distcnn.training.views import Views, averaged_logits
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a whole data set on all ranks; equal on each of them."""
+    """The result on a whole data set, equal on all ranks."""
 
     confusion: NDArray[np.int64]  # [true class, predicted class] counts
-    top5_correct: int  # the true class is among the five best (or all, if there are fewer)
+    top5_correct: int  # images whose class is among the five most probable
     loss_sum: float  # cross-entropy in nats, summed over the images
     classes: tuple[str, ...]
-    best: NDArray[np.int64]  # [images, k]: the k most probable classes of each image, k = 5 or all, best first
-    probabilities: NDArray[np.float32]  # [images, k]: theirs
+    best: NDArray[np.int64]  # [images, k]: the most probable classes of each image, k = 5 or all, best first
+    probabilities: NDArray[np.float32]  # [images, k], of `best`
     split: str = "test"  # or "holdout"
     metrics: Mapping[str, float] = field(default_factory=dict)  # by name, as the config asks for them
 
     @property
     def correct(self) -> int:
-        """Images whose best class is the true one."""
+        """Images whose most probable class is the true one."""
         return int(np.trace(self.confusion))
 
     @property
@@ -50,13 +50,13 @@ class Evaluation:
         return self.correct / self.total
 
     def per_class(self) -> dict[str, float | None]:
-        """Accuracy of each class; None where the data set holds no image of it."""
+        """Accuracy of each class; None if the data set has no image of it."""
         totals = self.confusion.sum(axis=1)
         hits = np.diag(self.confusion)
         return {c: float(h / t) if t else None for c, h, t in zip(self.classes, hits, totals, strict=True)}
 
     def record(self) -> dict[str, Any]:
-        """Plain values, as metrics.jsonl and `distcnn evaluate` give them."""
+        """Convert to plain values, as in metrics.jsonl and the output of `distcnn evaluate`."""
         return {
             "correct": self.correct,
             "total": self.total,
@@ -72,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class WholeSet:
-    """What all ranks evaluate together, and where each of them does its part."""
+    """The data set that the ranks evaluate together, and this rank's device."""
 
     images: int
     batch_size: int
@@ -124,7 +124,7 @@ def evaluate(
     wait()
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
-    # Row by row, so that what stands beside a sum does not change how it is rounded.
+    # Each row is summed on its own: the loss is rounded alike whatever metrics there are.
     loss_sum, *totals = np.split(sums.T.contiguous().cpu().numpy().sum(axis=1), np.cumsum(sizes)[:-1])
     return Evaluation(
         confusion, int(host[-1]), float(loss_sum[0]), whole.classes, best.cpu().numpy(), probabilities.cpu().numpy(),
@@ -135,7 +135,7 @@ def evaluate(
 def evaluate_on(
     model: nn.Module, test: EvaluationLoader, config: Config, watch: Watch, metrics: Sequence[Metric]
 ) -> Evaluation:
-    """Evaluate on a run's test images, or those held out, as its config says; on all ranks alike."""
+    """Evaluate on a run's test images, or held-out images, as configured. A collective; equal on all ranks."""
     data, device = test.data, test.preprocess.device
     whole = WholeSet(len(data), test.batch_size, data.classes, device, "holdout" if config.data.holdout else "test")
     with explain_out_of_memory(device, lambda: evaluation_fixes(test.batch_size)):

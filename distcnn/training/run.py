@@ -1,4 +1,4 @@
-"""A training: what it is made of, and its life from the first rank's arrival to the last record."""
+"""Run: one training as an object, its components and its life from the rendezvous to the last record."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -45,19 +45,21 @@ from distcnn.training.evaluate import Evaluation, evaluate_on
 from distcnn.training.metrics.build import Metric, build_metrics
 from distcnn.training.start_and_end import begin, finish
 
-_ALONE = "of this run no more than the network and its optimizer's state is there yet: who else uses it?"
+_ALONE = (
+    "so far this run has allocated only the network and the optimizer's state: is another process using the device?"
+)
 
 
 class Run:
     """One training as configured, on this rank; every rank has one, and all call the same methods in the same order.
 
-    `Run(config, world)` reads the data and builds what needs no other rank; it raises InputError for what the user can
-    mend. `with run:` joins the ranks, makes the run's folder, opens its trackers, goes on from its checkpoint, and at
-    the end writes the weights and tells the trackers how it went: "done", "stopped", or the name of the exception.
-    What only measures steps uses `connected` and `build` instead: then there is no folder, no watchdog, no record.
+    `Run(config, world)` reads the data and builds what needs no communication; it raises InputError. `with run:` forms
+    the process group, creates the run's folder, opens its trackers and resumes from its checkpoint; on exit it writes
+    the weights and finishes the trackers with "done", "stopped", or the name of the exception. To measure steps only,
+    use `connected` and `build` instead: no folder, no watchdog, no records.
     """
 
-    # What is run
+    # What and where
     config: Config
     world: World
     device: torch.device
@@ -65,7 +67,7 @@ class Run:
     workload: Workload
     images: build.Images
 
-    # What it is made of
+    # Components
     model: nn.Module  # unwrapped
     optimizer: Optimizer
     schedule: Schedule
@@ -78,20 +80,20 @@ class Run:
     loader: ResidentLoader | StreamingLoader
     test_loader: EvaluationLoader
 
-    # How far it is
+    # Progress
     progress: Progress
     evaluation: Evaluation | None  # the newest
-    resumed: Checkpoint | None  # what it goes on from
-    damaged: list[Path]  # newer checkpoints that were passed over
+    resumed: Checkpoint | None  # the checkpoint to resume from; None once it is restored
+    damaged: list[Path]  # newer checkpoints that were skipped
 
-    # What serves it
+    # Services
     stop: StopRequest
     store: Any  # of the process group; None for a single rank
     watch: Watch
     folder: Path
     trackers: Trackers
     writer: CheckpointWriter
-    _life: AbstractContextManager[None]  # from entering to leaving
+    _life: AbstractContextManager[None]  # between __enter__ and __exit__
 
     def __init__(self, config: Config, world: World, stop: StopRequest | None = None):
         self.config, self.world, self.stop = config, world, stop or StopRequest()
@@ -115,7 +117,7 @@ class Run:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Within, the ranks are one process group. Raises DistcnnError where they have come for different runs."""
+        """Context of the process group. Raises DistcnnError if the ranks were started for different runs."""
         backend, timeout_s = backend_of(self.config, self.device), self.config.train.timeout
         group = process_group(self.world, device=self.device, backend=backend, timeout_s=timeout_s)
         with group as self.store, self.enough_memory():
@@ -124,7 +126,7 @@ class Run:
 
     @contextmanager
     def enough_memory(self) -> Iterator[None]:
-        """Within, too little memory on any rank is one OutOfMemoryError on all, which says what to change."""
+        """Context in which running out of memory on any rank raises OutOfMemoryError, with advice, on all ranks."""
 
         def fixes() -> list[str]:
             return build.memory_fixes(self.config, self.plan, self.images, self.device)
@@ -133,7 +135,7 @@ class Run:
             yield
 
     def build(self) -> None:
-        """Make the engine, the loaders and the averages, and take back the state of the checkpoint, if there is one."""
+        """Build the engine, the loaders and the averages, and restore the checkpoint, if any."""
         config, plan = self.config, self.plan
         engine, options = build.engine_of(config, self.world), build.step_options(config, plan)
         self.engine = engine(self.model, self.optimizer, self.device, options, self.watch.enter)
@@ -145,15 +147,15 @@ class Run:
         )
         self.averages = Averages(self.model, config.train)
         if self.resumed:
-            self._take_back(self.resumed)
+            self._restore(self.resumed)
         self.statistics = RunningStatistics(self.engine.compute_model, plan.micro_batches_per_step)
 
-    def _take_back(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         try:
             before, optimizer = OptimConfig(**checkpoint.config["optim"]), checkpoint.optimizer
-            if before != self.config.optim:  # whose groups may be others
+            if before != self.config.optim:  # the parameter groups may differ
                 optimizer = regrouped(optimizer, make_optimizer(self.model, before, 1.0), self.optimizer)
-            with self.enough_memory():  # its RuntimeError is none of these below
+            with self.enough_memory():  # out of memory is a RuntimeError too
                 self.engine.load_state_dict({"optimizer": optimizer, "scaler": checkpoint.scaler})
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"checkpoint.resume: the optimizer's state does not fit ({error})") from error
@@ -168,7 +170,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         life = self._life
-        # It holds the run: as a circle they would keep rank 0's store, and its port, until the next garbage collection.
+        # It refers to the run: the cycle would keep rank 0's store, and its port, until the next garbage collection.
         del self._life
         return life.__exit__(kind, error, trace)
 
@@ -182,14 +184,14 @@ class Run:
             self.watch = watchdog = self._watchdog()
             self.build()
             self.writer = begin(self)
-            self.resumed = None  # the run has what it holds: no second copy of the tensors stays in memory
+            self.resumed = None  # restored: do not keep a second copy of the tensors
             try:
-                with watchdog, self.enough_memory():  # the log below holds what it says
+                with watchdog, self.enough_memory():  # its message is logged below
                     yield
             except StoppedError as error:
                 self.log(event("stopped", self.progress.step, str(error)) | {"exit_code": error.exit_code})
                 self.trackers.finish("stopped", {"step": f"{self.progress.step} of {self.plan.steps}"})
-                # A launcher ends all ranks when the first one ends: none does before rank 0 has written all it has.
+                # A launcher ends all ranks when the first one exits: wait until rank 0 has written its records.
                 on_main(lambda: None, "rank 0 to write its last records")
                 raise
             except BaseException as error:
@@ -212,19 +214,19 @@ class Run:
         return watchdog
 
     def log(self, record: Record) -> None:
-        """Give a record to the trackers, which are rank 0's."""
+        """Pass a record to the trackers, which exist on rank 0."""
         self.trackers.log(record)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward, in the run's precision."""
+        """Return the autocast context of a forward, in the run's precision."""
         return self.engine.autocast()
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the weights, or their moving average, on the test images; on all ranks alike."""
+        """Evaluate the weights, or their moving average, on the test images. A collective; equal on all ranks."""
         with self.averages.swapped_in():
             found = evaluate_on(self.model, self.test_loader, self.config, self.watch, self.metrics)
         if self.world.is_main:
-            with suppress(OSError):  # a full disk: it is for the report only
+            with suppress(OSError):  # full disk: only the report needs the file
                 data, step = self.images.test, self.progress.step
                 kept = select_predictions(step, data.labels, found.best, found.probabilities, data.images, data.files)
                 write_predictions(self.folder / PREDICTIONS, kept)
@@ -232,7 +234,7 @@ class Run:
         return found
 
     def save(self, *, best: bool, wait: bool) -> str:
-        """Begin to write a checkpoint; with `wait`, until it is written: what went wrong, on all ranks alike."""
+        """Start to write a checkpoint. With `wait`, a collective that returns the error, or "", once it is written."""
         if self.world.is_main:
             self.writer.save(self.checkpoint().to_dict(), self.progress.step, best=best)
         return on_main(self.writer.wait, "rank 0 to write the checkpoint") if wait else ""

@@ -5,7 +5,8 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConfig, named
+from distcnn.config.schema import DataConfig, EvalConfig, OptimConfig, TrainConfig
+from distcnn.config.types import named
 from distcnn.data.augment import OPERATIONS
 from distcnn.models import MODELS
 from distcnn.optim import OPTIMIZERS, SCHEDULES

@@ -26,7 +26,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from distcnn.config.keys import KEYS, documented_keys
-from distcnn.config.schema import named
+from distcnn.config.types import named
 from distcnn.data.augment import OPERATIONS
 from distcnn.data.sources import SOURCES
 from distcnn.optim import OPTIMIZERS, SCHEDULES

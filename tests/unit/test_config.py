@@ -6,14 +6,9 @@ import pytest
 
 from distcnn.config.keys import KEYS, SECTIONS, documented_keys
 from distcnn.config.rules import conflicts
-from distcnn.config.schema import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    parse_duration,
-)
+from distcnn.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from distcnn.config.settings import Settings, saved_settings, to_dict, to_yaml, value_at
+from distcnn.config.types import parse_duration
 from distcnn.errors import InputError
 from distcnn.models import MODELS
 

@@ -94,7 +94,7 @@ def test_an_item_of_a_list_names_its_argument_in_the_text():
         ("nowhere_at_all:x", "No module named 'nowhere_at_all'"),
         (f"{HERE}:missing", "has no attribute 'missing'"),
         (f"{HERE}:HERE", "is not callable"),
-        ("builtins:dict", "builtins:dict does not tell what it takes: call it in a function of your own"),
+        ("builtins:dict", "builtins:dict has no signature: call it in a function of your own"),
     ],
 )  # fmt: skip
 def test_a_name_that_leads_nowhere_is_told_with_what_would(name, text):

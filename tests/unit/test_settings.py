@@ -3,8 +3,9 @@
 import pytest
 from pydantic import TypeAdapter
 
-from distcnn.config.schema import Config, PartList
+from distcnn.config.schema import Config
 from distcnn.config.settings import Settings, saved_settings
+from distcnn.config.types import PartList
 from distcnn.errors import DeviceError, InputError
 
 

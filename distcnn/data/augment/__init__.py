@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from distcnn.config.schema import Config, named
+from distcnn.config.schema import Config
+from distcnn.config.types import named
 from distcnn.registry import Problem, Registry
 
 OPERATIONS = Registry(

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distcnn.config.schema import Config, Int
+from distcnn.config.schema import Config
+from distcnn.config.types import Int
 from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.registry import Problem, checked_by
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distcnn.config.schema import Float
+from distcnn.config.types import Float
 from distcnn.data.augment.mixing import check_mixed_once, mixed_labels
 from distcnn.data.augment.operation import BatchOperation, Drawn, Draws, Places
 from distcnn.registry import checked_by

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distcnn.config.schema import Config, named
+from distcnn.config.schema import Config
+from distcnn.config.types import named
 from distcnn.registry import Problem
 
 _MIXING = ("mixup", "cutmix")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distcnn.config.plan import Plan
-from distcnn.config.schema import DataConfig, named
+from distcnn.config.schema import DataConfig
+from distcnn.config.types import named
 from distcnn.data.augment import OPERATIONS, impossible_order
 from distcnn.data.augment.crop import Crop
 from distcnn.data.augment.flip import Flip

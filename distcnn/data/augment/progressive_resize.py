@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from distcnn.config.plan import Plan, to_steps
-from distcnn.config.schema import Config, Duration, Int, named
+from distcnn.config.schema import Config
+from distcnn.config.types import Duration, Int, named
 from distcnn.data.augment.operation import BatchOperation, Draws
 from distcnn.errors import InputError
 from distcnn.registry import Problem, checked_by

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from distcnn.config.schema import Config, Int
+from distcnn.config.schema import Config
+from distcnn.config.types import Int
 from distcnn.data.augment.operation import Drawn, Draws, ImageOperation, Places
 from distcnn.data.keyed import keyed, uniform
 from distcnn.registry import Problem, checked_by

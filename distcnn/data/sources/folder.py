@@ -16,7 +16,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
-from distcnn.config.schema import Config, DataConfig, Float
+from distcnn.config.schema import Config, DataConfig
+from distcnn.config.types import Float
 from distcnn.data.sources.image_set import ImageSet, Split
 from distcnn.distributed.cores import cores
 from distcnn.errors import InputError

@@ -5,7 +5,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from distcnn.config.schema import DataConfig, Int
+from distcnn.config.schema import DataConfig
+from distcnn.config.types import Int
 from distcnn.data.sources.image_set import ImageSet, Split
 
 

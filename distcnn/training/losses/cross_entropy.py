@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distcnn.config.schema import Float
+from distcnn.config.types import Float
 
 
 def cross_entropy(

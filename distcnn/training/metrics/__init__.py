@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distcnn.config.schema import Config, named
+from distcnn.config.schema import Config
+from distcnn.config.types import named
 from distcnn.registry import Problem, Registry
 from distcnn.runs.records import EVAL_FIELDS
 

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distcnn.config.schema import EvalConfig, named
+from distcnn.config.schema import EvalConfig
+from distcnn.config.types import named
 from distcnn.errors import InputError, first_line
 from distcnn.training.metrics import METRICS, key_of
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from distcnn.config.schema import Int
+from distcnn.config.types import Int
 
 
 def top_k(
