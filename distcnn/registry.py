@@ -50,9 +50,9 @@ class Registry:
     ):
         """`kind` is in the plural, such as `optimizers`; `builtin` maps names to "package.module:callable".
 
-        `given` are the parameters that distcnn provides; with `called_with`, functions are called later, with so many
-        values, and their first parameters, whatever their names, are given too. `more` is the "package.module:mapping"
-        of further parts by name, and `hint` says in messages what is valid besides the names.
+        `given` are the parameters that distcnn provides. With `called_with`, functions are called later with that many
+        values, so as many of their first parameters, whatever their names, are provided too. `more` is the
+        "package.module:mapping" of further parts by name. `hint` is what messages name as valid besides the names.
         """
         self.kind, self.builtin, self.given, self.hint = kind, dict(builtin), frozenset(given), hint
         self.called_with, self._more = called_with, more

@@ -65,7 +65,7 @@ def _lines() -> int:
 
 
 def _first_sentence(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
     return re.split(r"\.(?=\s[A-Z`]|$)", " ".join(text.split()), maxsplit=1)[0]
 
 

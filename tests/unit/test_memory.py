@@ -286,7 +286,7 @@ def test_evaluate_predict_and_load_say_it_too(tmp_path, monkeypatch):
         monkeypatch.setattr(f"distcnn.{home}.place", lack_memory)
     with pytest.raises(OutOfMemoryError, match=r"train\.device cpu"):
         distcnn.load_model(result.folder)
-    with pytest.raises(OutOfMemoryError, match="who else uses it"):
+    with pytest.raises(OutOfMemoryError, match="is another process using the device"):
         distcnn.train(RUN, {"output_dir": str(tmp_path), "name": "other"})
     assert not (tmp_path / "other").exists()
 
@@ -326,7 +326,7 @@ def test_the_rank_that_lacks_memory_speaks_at_once_whatever_its_number(monkeypat
 @pytest.mark.parametrize(
     ("place", "fix"),
     [
-        ("distcnn.training.run.make_optimizer", "who else uses it"),
+        ("distcnn.training.run.make_optimizer", "is another process using the device"),
         ("distcnn.engine.ddp.DDPEngine.wrap", "train.micro_batch is 48"),
         ("distcnn.training.build.training_loader", "train.micro_batch is 48"),
         ("distcnn.training.run.EvaluationLoader", "train.micro_batch is 48"),
