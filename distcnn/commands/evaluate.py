@@ -1,14 +1,13 @@
 """`distcnn evaluate RUN`: evaluate a trained model on its run's test images."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from distcnn.commands.parser import Handler, Options, Parser
 from distcnn.config.settings import Settings
 from distcnn.distributed.world import world_from
-from distcnn.runs.records import further_metrics
+from distcnn.runs.records import further_metrics, to_json
 
 
 def evaluate(parser: Parser) -> Handler:
@@ -38,4 +37,4 @@ def run(options: Options) -> None:
         print(f"{'all':>20}  {record['accuracy']:.2%}  ({record['correct']} of {record['total']})")
         for name, value in further_metrics(record).items():
             print(f"{name:>20}  {value:.4f}")
-        print(json.dumps(record), flush=True)
+        print(to_json(record), flush=True)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from distcnn.errors import DistcnnError
 from distcnn.files import atomic_file
+from distcnn.runs.records import to_json
 from distcnn.text import printable
 
 if TYPE_CHECKING:  # it imports torch, and a command's help needs only the writers' names
@@ -82,7 +82,7 @@ def _csv(file: IO[str], top: int) -> Iterator[Write]:
 def _jsonl(file: IO[str], top: int) -> Iterator[Write]:  # noqa: ARG001
     def write(prediction: "Prediction") -> None:
         classes, probabilities = list(prediction.classes), list(prediction.probabilities)
-        file.write(json.dumps({"path": prediction.path, "classes": classes, "probabilities": probabilities}) + "\n")
+        file.write(to_json({"path": prediction.path, "classes": classes, "probabilities": probabilities}) + "\n")
 
     yield write
 

@@ -1,6 +1,7 @@
 """Records of a run: each is one line of metrics.jsonl."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,19 @@ def further_metrics(record: Record) -> dict[str, float]:
 def event(name: str, step: int, message: str) -> Record:
     """Create an event record, stamped with the time in seconds since 1970."""
     return {"kind": "event", "event": name, "step": step, "message": message, "time": time.time()}
+
+
+def to_json(record: Record) -> str:
+    """Format a record as one line of JSON, which cannot hold NaN or infinity: they become null."""
+    return json.dumps(_finite(record), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def parse_record(line: bytes) -> Record | None:

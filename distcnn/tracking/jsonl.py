@@ -2,14 +2,12 @@
 
 import errno
 import json
-import math
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from distcnn.files import atomic_file
-from distcnn.runs.records import Record
+from distcnn.runs.records import Record, to_json
 
 
 class JsonlTracker:
@@ -31,7 +29,7 @@ class JsonlTracker:
 
     def log(self, record: Record) -> None:
         """Write one line. NaN and infinity, which JSON does not have, become null."""
-        self.waiting.append((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+        self.waiting.append((to_json(record) + "\n").encode())
         self._write()
 
     def _write(self) -> None:
@@ -61,11 +59,3 @@ def _is_until(line: bytes, step: int) -> bool:
         return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError, RecursionError):  # a damaged line
         return False
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value

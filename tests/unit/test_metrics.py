@@ -1,15 +1,19 @@
 """Metrics of an evaluation: distcnn's own against scikit-learn, a user's, and what is refused before anything is trained."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, top_k_accuracy_score
 from torch import nn
 
+from distcnn.cli import main
 from distcnn.config.schema import Config, EvalConfig
 from distcnn.errors import InputError
 from distcnn.training.metrics import problems
 from distcnn.training.metrics.build import build_metrics
+from tests.photos import train_model
 from tests.unit.test_evaluate import evaluated
 
 HERE = "tests.unit.test_metrics"
@@ -145,3 +149,16 @@ def test_sums_are_added_up_in_doubles():
 
 def first(logits, targets):
     return logits[:, 0].sum()
+
+
+def undefined(logits, targets):
+    return (targets * float("nan")).sum()
+
+
+def test_one_that_is_not_a_number_is_null_in_json(tmp_path, capsys):
+    model = train_model(tmp_path)
+    assert main(["evaluate", str(model), "--eval.metrics", f"['{HERE}:undefined', f1]"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    record = json.loads(line, parse_constant=pytest.fail)  # it is called for NaN and Infinity, which are no JSON
+    assert record["undefined"] is None
+    assert record["f1"] > 0

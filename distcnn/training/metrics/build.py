@@ -46,5 +46,5 @@ def _build(item: object, classes: int, device: torch.device) -> Metric:
     if not isinstance(sums, Tensor) or (sums.shape != () and not hasattr(function, "result")):
         raise InputError(f"{setting}: should return its sum over the images, a tensor of shape [], not {found}")
     if isinstance(function, nn.Module):
-        function = function.to(device)
+        function = function.to(device).eval()
     return Metric(key_of(name, args), function, sums.shape)
