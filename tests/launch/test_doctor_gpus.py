@@ -40,7 +40,7 @@ def examined(gpus, tmp_path, nccl="", *options):
 NEVER = """
 def connect(gpu):
     raise AssertionError("NCCL was tried")
-nccl.connect = connected
+nccl.connect = connect
 """
 
 
@@ -81,7 +81,7 @@ def connect(gpu):
         "[2026-01-01 00:00:00] host:1:2 [0] misc/socket.cc:500 NCCL WARN socketPollConnect: connect returned refused\\n"
     )
     raise RuntimeError("NCCL error in: x.cpp:1, unhandled system error\\nncclSystemError: a call failed.\\n")
-nccl.connect = connected
+nccl.connect = connect
 """
 
 
@@ -119,7 +119,7 @@ groups = []
 def connect(gpu):
     groups.append(dist.new_group(backend="gloo"))
     return torch.device("cpu"), groups[0]
-nccl.connect = connected
+nccl.connect = connect
 real_all_reduce, real_operation = dist.all_reduce, dist.P2POp
 def all_reduce(data, group=None):
     assert group is groups[0]
