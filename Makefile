@@ -20,15 +20,15 @@ test: .venv/.lint
 test-quick: .venv/.lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' tests/unit tests/golden
 
-# One planted fault at a time, each to be found by the quick tests. About half an hour on 2 cores.
+# Plants one fault at a time, which the quick tests have to find. About half an hour on 2 cores.
 mutants: .venv/.lint
 	$(BIN)/python -m tests.mutants --out docs/mutants.md
 
-# 200 ends of every command on 2 ranks, beside busy cores. An hour or more on 2 cores.
+# Runs every command 200 times on 2 ranks while other processes keep the cores busy. An hour or more on 2 cores.
 ends: .venv/.lint
 	$(BIN)/python -m tests.ends --n 200
 
-# The curves that the tests compare with, anew: after a change of numbers that is meant, and which the commit explains.
+# Regenerates the golden curves, after an intended change of numbers that the commit explains.
 golden: .venv/.lint
 	$(BIN)/python -m tests.golden.curves
 
@@ -42,7 +42,7 @@ SEED ?= 0
 chaos: .venv/.lint
 	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED) --out docs/chaos.md
 
-# Beside what else one would take, on an image folder DIR: about two hours on 2 cores. Parts: python -m benchmarks.peers …
+# Compares with other libraries on an image folder DIR: about two hours on 2 cores. Parts: python -m benchmarks.peers …
 N ?= 5
 bench: .venv/.bench
 	@test -n '$(DIR)' || { echo 'usage: make bench DIR=... (an image folder with train/<class>/ and test/<class>/)'; exit 2; }

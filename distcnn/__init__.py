@@ -1,4 +1,4 @@
-"""Distributed training of image-classifying CNNs in PyTorch.
+"""Distributed training of CNN image classifiers in PyTorch.
 
 The names below are the Python API, imported lazily so that `import distcnn` is fast.
 

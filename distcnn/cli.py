@@ -4,7 +4,6 @@ import difflib
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from distcnn import __version__
@@ -28,7 +27,7 @@ EPILOG = """examples:
   distcnn bench step configs/cifar10_cnn.yaml
   distcnn slurm configs/cifar10_resnet18.yaml --nodes 1 --gpus-per-node 4 --time 02:00:00
 
-exit codes: 0 done, 1 failed, 2 bad input, 75 preempted (checkpoint saved, safe to requeue), 130 interrupted
+exit codes: 0 done, 1 failed, 2 bad input, 75 preempted (requeue: it continues), 130 interrupted
 """
 
 
@@ -43,7 +42,6 @@ def program() -> NoReturn:
 
 
 def _run(words: list[str]) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # finds a user's package.module:callable, as `python -m` does
     if not words or words[0].startswith("-"):
         parser = _parser()
         parser.parse(words)
@@ -60,7 +58,7 @@ def _run(words: list[str]) -> None:
 
 def _parser() -> Parser:
     """Return the parser of `distcnn` itself, for its help."""
-    parser = Parser("distcnn", description="Distributed training of image-classifying CNNs in PyTorch.", epilog=EPILOG)
+    parser = Parser("distcnn", description="Distributed training of CNN image classifiers in PyTorch.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"distcnn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", help="see distcnn COMMAND --help")
     for name, command in command_parsers():

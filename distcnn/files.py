@@ -84,7 +84,10 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file, so that one process at a time does `what`. Waits of over 5 s are announced."""
+    """Hold a lock file, so that one process at a time does `what`; across hosts only if the file system shares locks.
+
+    Waits of over 5 s are announced, and `what` itself if it takes that long.
+    """
     lock = FileLock(path)
     with waiting(f"another process: {what}"):
         lock.acquire()

@@ -7,9 +7,11 @@ others, as `args` in the config.
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from distcnn.arguments import Argument, arguments, validated, wrong
@@ -147,6 +149,9 @@ class Registry:
 def imported(target: str) -> Any:
     """Import the object at "package.module:name". Raises InputError if that fails."""
     module_name, _, attribute = target.partition(":")
+    # Last, so that no file there replaces an installed module; not if Python was told to leave it out.
+    if (here := str(Path.cwd())) not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.append(here)
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ usage: launch/accelerate.sh [-n RANKS] [-f HOSTFILE] [-c ACCELERATE.yaml] CONFIG
 Without a GPU, several ranks need Open MPI's mpirun; as root that needs OMPI_ALLOW_RUN_AS_ROOT=1 and
 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment.
 Exit code: that of distcnn, which Accelerate itself hides: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP,
-USR1 or USR2 with a checkpoint saved, 130 interrupted by Ctrl-C.
+USR1 or USR2 with its progress saved, 130 interrupted by Ctrl-C.
 EOF
 }
 

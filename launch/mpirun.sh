@@ -13,7 +13,7 @@ usage: launch/mpirun.sh [-n RANKS] [-f HOSTFILE] CONFIG.yaml [--section.key valu
        on all hosts
 
 As root, Open MPI needs OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment.
-Exit code: that of distcnn: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP, USR1 or USR2 with a checkpoint
+Exit code: that of distcnn: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP, USR1 or USR2 with its progress
 saved, 130 interrupted by Ctrl-C.
 EOF
 }

@@ -17,7 +17,7 @@ usage: launch/torchrun.sh [-n RANKS] [-r RESTARTS] [-N NODES -m HOST:PORT] CONFI
 Give --checkpoint.resume auto with -r or MIN:MAX, so that restarted ranks continue where they stopped.
 
 Exit code: that of distcnn, which torchrun itself hides: 0 done, 1 failed, 2 bad input, 75 preempted by TERM, HUP, USR1
-or USR2 with a checkpoint saved, 130 interrupted by Ctrl-C. After 2, 75 and 130 the ranks are not restarted.
+or USR2 with its progress saved, 130 interrupted by Ctrl-C. After 2, 75 and 130 the ranks are not restarted.
 EOF
 }
 

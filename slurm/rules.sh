@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Exit codes and signals, where launchers lose them; shared by launch/*.sh and the batch scripts.
 #
-# The ranks exit with 0 done, 1 failed, 2 bad input, 75 preempted (checkpoint saved, safe to requeue), 130 interrupted by
+# The ranks exit with 0 done, 1 failed, 2 bad input, 75 preempted (requeue: it continues), 130 interrupted by
 # Ctrl-C. torchrun, srun, mpirun and Accelerate lose that code; the ranks of a node write it to the file named by
 # DISTCNN_EXIT_CODE_FILE, where a failure takes precedence over a stop, and a stop over success.
 

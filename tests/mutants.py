@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("training/evaluate.py", "true and predicted classes are swapped", "labels * k + logits.argmax(dim=1)", "logits.argmax(dim=1) * k + labels"),
     Mutant("training/metrics/build.py", "a metric is a sum in place of a mean", "float(sums[0]) / images", "float(sums[0])"),
     Mutant("training/evaluate.py", "metrics get each other's sums", "np.cumsum(sizes)[:-1]", "np.cumsum(sizes[::-1])[:-1]"),
-    Mutant("training/metrics/f1.py", "absent classes count in the average", "sums[:, sums[1:].sum(axis=0) > 0]", "np.maximum(sums, 1e-9)"),
+    Mutant("training/metrics/per_class.py", "absent classes count in the average", "sums[:, sums[1:].sum(axis=0) > 0]", "sums"),
     Mutant("training/evaluate.py", "training goes on in evaluation mode", "model.train(was_training)", "model.train(False)"),
     Mutant("checkpoint/file.py", "best.pt is never written", "        if best:", "        if best is None:"),
     Mutant("checkpoint/file.py", "one checkpoint too many is kept", "found[self.keep :]", "found[self.keep + 1 :]"),

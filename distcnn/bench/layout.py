@@ -27,7 +27,7 @@ def layout_audit(model: nn.Module) -> Iterator[list[str]]:
     """Watch the forwards and backwards inside the context; yield a list that names each loss of the layout once.
 
     Named are layers (modules without children) that turn a channels_last input, or in backward a gradient, into another
-    layout, and layers whose input has another layout that no layer made, but a `view` or `contiguous` in a forward.
+    layout, and layers whose input lost the layout between two layers, by a `view` or `contiguous` in some forward.
     """
     lost: list[str] = []
 

@@ -20,7 +20,7 @@ import torch
 from distcnn.errors import InputError
 from distcnn.files import atomic_file, open_regular
 
-FORMAT = 2
+FORMAT = 3
 _SEAL = 32  # bytes of a SHA-256
 _ALLOWED = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict")  # globals in a pickle, besides storages
 _NAME = re.compile(r"step-\d{8,}\.pt")

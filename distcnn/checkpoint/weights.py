@@ -53,7 +53,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, Any], ModelDescription]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not readable as safetensors: {error}") from error
     if text is None:
-        raise InputError(f"{path}: holds weights only, without metadata; give a model.safetensors written by distcnn")
+        raise InputError(f"{path}: holds no metadata of distcnn; give a model.safetensors written by distcnn")
     try:
         return weights, _ADAPTER.validate_json(text)
     except ValidationError as error:

@@ -1,12 +1,12 @@
 """`distcnn bench step CONFIG`: the speed of a run's steps, their phases, and the machine's peak."""
 
-import json
 import os
 from pathlib import Path
 
 from distcnn.commands.parser import Handler, Options, Parser, add_json, natural_int, positive_int
 from distcnn.config.settings import load_settings
 from distcnn.distributed.world import world_from
+from distcnn.runs.records import to_json
 
 EPILOG = """examples:
   distcnn bench step configs/cifar10_cnn.yaml
@@ -27,7 +27,7 @@ def bench(parser: Parser) -> Handler:
     parser.set_defaults(problems=[])
     add("--steps", type=positive_int, default=20, metavar="N", help="steps to measure; default: 20")
     add("--warmup", type=natural_int, default=3, metavar="N", help="steps before the measurement; default: 3")
-    add("--micro-batches", action="store_true", help="try several train.micro_batch, and name the fastest")
+    add("--micro-batches", action="store_true", help="try several sizes of train.micro_batch, and name the fastest")
     add_json(parser)
     return run
 
@@ -44,4 +44,4 @@ def run(options: Options) -> None:
     if world.is_main:
         print_tables(found)
         if options.json:
-            print(json.dumps(found), flush=True)
+            print(to_json(found), flush=True)

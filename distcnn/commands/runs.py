@@ -35,7 +35,7 @@ def runs(parser: Parser) -> Handler:
     add("--sort", default="updated", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or a shown key; default: updated")
     add("--reverse", action="store_true", help="reverse the order")
     add("--state", nargs="+", default=[], choices=get_args(State), metavar="STATE", help="only runs in these states")
-    add("--name", default="*", metavar="PATTERN", help="only runs with such names, as 'resnet*'")
+    add("--name", default="*", metavar="PATTERN", help="only runs whose name matches, such as 'resnet*'")
     add("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only runs with these settings")
     add("--show", nargs="+", default=[], metavar="KEY", help="settings to show as additional columns")
     add("--top", type=positive_int, metavar="N", help="only the first N")

@@ -1,13 +1,13 @@
 """`distcnn trials CONFIG -n N [--vs CONFIG2]`: repeat a run over N seeds; compare two configs."""
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
 from distcnn.commands.parser import Handler, Options, Parser, add_json, natural_int, positive_int
 from distcnn.commands.slurm import add_resources, submit
 from distcnn.errors import DistcnnError, InputError
+from distcnn.runs.records import to_json
 from distcnn.text import missing
 
 EPILOG = """examples:
@@ -59,6 +59,6 @@ def run(job: list[argparse.Action], options: Options) -> None:
     seeds = range(options.first_seed, options.first_seed + options.n)
     found = compare(paths, options.settings, seeds, options.parallel)
     if options.json:
-        print(json.dumps(found.summary), flush=True)
+        print(to_json(found.summary), flush=True)
     if found.failed:
         raise DistcnnError(f"{len(found.failed)} of {found.count} trials failed: {'; '.join(found.failed)}")

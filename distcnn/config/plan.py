@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """The network and the device of one rank. Informative: no result of the run depends on it."""
+    """The network and the device of one rank: displayed, logged, and compared between the ranks."""
 
     parameters: int
     forward_flops: int  # per image of full size; a training step costs about three times that

@@ -39,7 +39,7 @@ class DataConfig:
     holdout: Int = Field(
         default=0,
         ge=0,
-        description="training images (a fixed random subset) that are held out and evaluated instead of the test "
+        description="number of training images (a fixed random subset) held out and evaluated instead of the test "
         "images; all are read into memory",
     )
     loader: Literal["resident", "streaming"] = Field(
@@ -141,7 +141,7 @@ class TrainConfig:
         default=None, ge=2, description="Lookahead: steps between updates of the slow weights"
     )
     lookahead_rate: Float = Field(default=0.5, gt=0, le=1, description="Lookahead: the slow weights' rate")
-    clip_norm: Float | None = Field(default=None, gt=0, description="maximum norm of the gradient")
+    clip_norm: Float | None = Field(default=None, gt=0, description="maximum norm of the gradient of all parameters")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if available")
     backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto",
@@ -169,11 +169,12 @@ class EvalConfig:
 
     every: Duration = Field(default="1ep", description="and always at the end")
     batch_size: Int = Field(
-        default=500, ge=1, description="images per forward; results do not depend on the number of ranks"
+        default=500, ge=1, description="images per forward on each rank; results do not depend on the number of ranks"
     )
     metrics: PartList = Field(
         default=(),
-        description="further metrics, such as [f1, {top_k: {k: 3}}]: top_k, f1, or package.module:callable",
+        description="further metrics, such as [f1, {top_k: {k: 3}}]: top_k, precision, recall, f1, calibration_error, "
+        "auroc, or package.module:callable",
     )
     views: Literal["one", "mirror", "crops"] = Field(
         default="one", description="test-time augmentation: logits averaged over 1, 2 or 6 views"

@@ -147,11 +147,11 @@ class Settings:
             # Check the rest with the failing keys at their defaults, to report all problems at once.
             config = _ADAPTER.validate_python(unflatten(values))
 
-        def told(found: Iterable[Problem]) -> list[str]:
+        def formatted(found: Iterable[Problem]) -> list[str]:
             return [f"{self._given(config, keys)}: {text}" for keys, text in found if doubtful.isdisjoint(keys)]
 
-        problems += told(conflicts(config, world_size)) + told(environment(config))
-        if own := told(device(config)):
+        problems += formatted(conflicts(config, world_size)) + formatted(environment(config))
+        if own := formatted(device(config)):
             raise DeviceError(problems + own)
         if problems:
             raise InputError(problems)

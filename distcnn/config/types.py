@@ -49,7 +49,7 @@ def named(item: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         ((name, args),) = item.items()
         if isinstance(name, str) and isinstance(args, Mapping | None):
             return name, dict(args or {})
-    raise ValueError("an item is a name, or one name with its arguments: {crop: {padding: 4}}")
+    raise ValueError("an item is a name, or one name with its arguments: {NAME: {argument: value}}")
 
 
 def _part_list(value: Any) -> Any:

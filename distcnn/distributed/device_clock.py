@@ -19,7 +19,7 @@ class DevicePlace(NamedTuple):
     def __str__(self) -> str:
         following = (
             "",  # it has not begun the next step
-            f" and is computing the gradients of step {self.step + 1}",
+            f" and has not finished the gradients of step {self.step + 1}",
             f" and is waiting for the all-reduce of the gradients of step {self.step + 1}",
             f" and is past the all-reduce of the gradients of step {self.step + 1}",
         )

@@ -101,7 +101,7 @@ def _initialize(world: World, store: Any, device: torch.device, backend: Backend
     if backend == "nccl":  # its flight recorder: each rank's last collectives, dumped on a timeout
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    fix = "NCCL was connecting the ranks, with only the model on the device: which other processes use it?"
+    fix = "NCCL was connecting the ranks, with only model and optimizer on the device: which other processes use it?"
     with explain_out_of_memory(device, lambda: [fix]):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",

@@ -36,7 +36,7 @@ def _disk(name: str, folder: Path, key: str) -> Finding:
         return fail(
             name,
             f"{existing}: only {status.f_favail} more files fit",
-            f"remove some, or choose with {key}",
+            f"remove some, or choose another folder with {key}",
         )
     if free < _NEEDED / 20:
         return fail(name, f"{existing}: {free / MB:,.0f} MB free", more_room)

@@ -1,6 +1,5 @@
 """The doctor's report as tables for a terminal, or as one JSON object."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from distcnn.doctor.findings import RankReport, merged
 from distcnn.doctor.ranks import GROUP_CHECKS
+from distcnn.runs.records import to_json
 from distcnn.text import listed_ranks
 
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
@@ -19,7 +19,7 @@ _LARGEST_MATRIX = 16  # ranks
 
 def print_json(reports: Sequence[RankReport], measured: Mapping[str, Any]) -> None:
     """Print findings and measurements as one line of JSON."""
-    print(json.dumps({"findings": merged(reports), **measured}), flush=True)
+    print(to_json({"findings": merged(reports), **measured}), flush=True)
 
 
 def print_tables(reports: Sequence[RankReport], measured: Mapping[str, Any]) -> None:

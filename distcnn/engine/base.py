@@ -72,7 +72,7 @@ class Engine(ABC):
         self.masters.refresh()
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[Any]:
-        """Return the context of a micro-batch's forward and backward; `sync` is for the last one of a step."""
+        """Return the context of a micro-batch's forward and backward; `sync` on the last one all-reduces."""
         return nullcontext() if sync or self.ddp is None else self.ddp.no_sync()
 
     def backward(self, loss: Tensor, *, sync: bool) -> None:

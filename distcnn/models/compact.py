@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class CompactCNN(nn.Module):
     """A stem and three blocks of two 3×3 convolutions; pooling precedes BatchNorm and activation.
 
-    The layout of the published CIFAR-10 speedruns (Jordan 2024, arXiv:2404.00498), narrower, with an ordinary
+    The layout of the published CIFAR-10 speed-runs (Jordan 2024, arXiv:2404.00498), narrower, with an ordinary
     trained stem. As there, the convolutions of the blocks are initialised to the identity on their first channels
     (Dirac), so that gradients reach the stem from the first step.
     """

@@ -1,4 +1,4 @@
-"""The network of the published CIFAR-10 speedruns: a whitening layer computed from the data, then three blocks."""
+"""The network of the published CIFAR-10 speed-runs: a whitening layer computed from the data, then three blocks."""
 
 import torch
 import torch.nn.functional as F

@@ -16,8 +16,8 @@ EVAL_FIELDS = frozenset(
 
 
 def further_metrics(record: Record) -> dict[str, float]:
-    """Return the configured metrics of an eval record, by name."""
-    return {key: one for key, one in record.items() if key not in EVAL_FIELDS and type(one) in (int, float)}
+    """Return the finite numbers of an eval record that come from `eval.metrics`, by name."""
+    return {key: one for key, one in record.items() if key not in EVAL_FIELDS and _number(one)}
 
 
 def event(name: str, step: int, message: str) -> Record:

@@ -69,10 +69,10 @@ def submit(config: OneConfig | Sequence[OneConfig], overrides: Overrides = (), *
     Job(id='4711', name='a', script=PosixPath('runs/a.sbatch'), output='runs/a-4711.out')
 
     `config` is a YAML file, a Config, or a mapping with nested or dotted keys; with `array`, also a list of these, one
-    per element. `overrides` is a mapping of dotted keys, or command-line words (`["--optim.lr", "0.1"]`). The config is
-    checked for the number of ranks that the job will have, before anything is written. The script is written to
-    `<output_dir>/<name>.sbatch`, beside the log. A config that is not a file, or has overrides by mapping, is written
-    to `<output_dir>/<name>.yaml`.
+    per element. `overrides` is a mapping of dotted keys, or command-line words (`["--optim.lr", "0.1"]`). Before
+    anything is written, the config is checked for the number of ranks that the job will have, including the parts that
+    it names, which are imported. The script is written to `<output_dir>/<name>.sbatch`, next to the log. A config that
+    is not a file, or has overrides by mapping, is written to `<output_dir>/<name>.yaml`.
 
     The other parameters are the job's resources (defaults in brackets):
 

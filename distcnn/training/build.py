@@ -136,22 +136,26 @@ def augmentation(config: Config, plan: Plan, images: Images, model: nn.Module) -
 
 def build_loss(config: Config, classes: int, device: torch.device) -> Loss:
     """Build the loss, and try it. A Module is moved to the device. Raises InputError if it returns no scalar loss."""
-    told = f"loss.name = {config.loss.name}, loss.args = {config.loss.args}"
+    setting = f"loss.name = {config.loss.name}, loss.args = {config.loss.args}"
     try:
         loss: Loss = LOSSES.bind(config.loss.name, config.loss.args)
         tried = loss(torch.zeros(2, classes, requires_grad=True), torch.tensor([0, 1]))
-    except Exception as error:  # whatever a user's own raises
-        raise InputError(f"{told}: {type(error).__name__}: {first_line(error)}") from error
+    except Exception as error:  # user code can raise anything
+        raise InputError(f"{setting}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(tried, Tensor) or tried.shape != () or not tried.requires_grad:
         found = f"{list(tried.shape)}" if isinstance(tried, Tensor) else type(tried).__name__
-        raise InputError(f"{told}: should return a mean over the images, of shape [] and with a gradient, not {found}")
+        raise InputError(
+            f"{setting}: should return a mean over the images, of shape [] and with a gradient, not {found}"
+        )
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def check_alike(config: Config, world: World, plan: Plan, workload: Workload, step: int) -> None:
     """Raise on all ranks if they were started for different runs; devices and threads may differ."""
-    network = {"parameters": workload.parameters, "precision": workload.precision}
-    check_same({"engine": engine_of(config, world).__name__, "checkpoint's step": step, **network, **asdict(plan)})
+    network = {key: one for key, one in asdict(workload).items() if key not in ("device", "threads")}
+    evaluation = {"eval.metrics": config.eval.metrics, "eval.batch_size": config.eval.batch_size}
+    own = {"engine": engine_of(config, world).__name__, "checkpoint's step": step}
+    check_same(own | asdict(plan) | network | evaluation)
 
 
 def step_options(config: Config, plan: Plan) -> StepOptions:

@@ -1,4 +1,4 @@
-"""Exact evaluation: every image once, integers all-reduced, divided last. Equal at every world size."""
+"""Exact evaluation: every image once; counts, and sums per batch, are all-reduced; divided last."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -103,6 +103,8 @@ def evaluate(
     counts = torch.zeros(k * k + 1, dtype=torch.int64, device=device)  # the confusion matrix, and top-5 hits
     sizes = [1, *(metric.shape.numel() for metric in metrics)]
     sums = torch.zeros(-(-size // batch_size), sum(sizes), dtype=torch.float64, device=device)  # of loss and metrics
+    kept = size if any(metric.needs_outputs for metric in metrics) else 0
+    outputs = torch.zeros(kept, k, device=device), torch.zeros(kept, dtype=torch.int64, device=device)
     best = torch.zeros(size, shown, dtype=torch.int64, device=device)
     probabilities = torch.zeros(size, shown, device=device)
     was_training = model.training
@@ -111,24 +113,27 @@ def evaluate(
         with precision_context():
             logits = averaged_logits(model, images, views)  # [n, classes]
         loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
-        found = [metric.function(logits.float(), labels).double().flatten() for metric in metrics]
-        sums[number] = torch.cat([loss[None], *found])
+        sums[number] = torch.cat([loss[None], *(metric.sums(logits.float(), labels) for metric in metrics)])
         cell = labels * k + logits.argmax(dim=1)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         rows = slice(number * batch_size, number * batch_size + len(labels))
         torch.topk(logits.softmax(dim=1), shown, dim=1, out=(probabilities[rows], best[rows]))
         counts[-1] += (best[rows] == labels[:, None]).sum()
+        if kept:
+            outputs[0][rows], outputs[1][rows] = logits, labels
     model.train(was_training)
-    for own in (counts, sums, best, probabilities):
+    for own in (counts, sums, best, probabilities, *(outputs if kept else ())):
         sum_ranks(own)
     wait()
     host = counts.cpu().numpy()
     confusion = host[:-1].reshape(k, k).copy()
-    # Each row is summed on its own: the loss is rounded alike whatever metrics there are.
+    # Each row is summed on its own, so that the loss does not depend on the configured metrics.
     loss_sum, *totals = np.split(sums.T.contiguous().cpu().numpy().sum(axis=1), np.cumsum(sizes)[:-1])
+    of_all = (outputs[0].cpu().numpy(), outputs[1].cpu().numpy()) if kept else None
+    results = {metric.name: metric.result(own, size, of_all) for metric, own in zip(metrics, totals, strict=True)}
     return Evaluation(
         confusion, int(host[-1]), float(loss_sum[0]), whole.classes, best.cpu().numpy(), probabilities.cpu().numpy(),
-        whole.split, {metric.name: metric.result(own, size) for metric, own in zip(metrics, totals, strict=True)},
+        whole.split, results,
     )  # fmt: skip
 
 

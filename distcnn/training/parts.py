@@ -1,4 +1,4 @@
-"""Check the parts of a training, and their arguments, on any machine."""
+"""Check the network, loss, optimizer, schedule, augmentation and metrics of a config, on any machine."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from distcnn.training.losses import LOSSES
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """Check those that depend on no file, variable or device: a job is checked where it is submitted."""
+    """Check the parts that need no file, variable or device, so that a job can be checked where it is submitted."""
     for parts, key, named in (
         (MODELS, "model", config.model),
         (LOSSES, "loss", config.loss),

@@ -196,8 +196,8 @@ class Run:
                 raise
             except BaseException as error:
                 lines = f"{type(error).__name__}: {error}".splitlines()
-                said = "; ".join(lines if isinstance(error, OutOfMemoryError) else lines[:1])
-                self.log(event("failed", self.progress.step, said))
+                message = "; ".join(lines if isinstance(error, OutOfMemoryError) else lines[:1])
+                self.log(event("failed", self.progress.step, message))
                 self.trackers.finish(type(error).__name__, {"step": self.progress.step})
                 raise
             finish(self)

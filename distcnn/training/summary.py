@@ -15,7 +15,7 @@ def summary_fields(evaluation: Evaluation, state: Progress, plan: Plan, folder: 
         "accuracy": f"{evaluation.accuracy:.2%} ({evaluation.correct} of {evaluation.total} test images)",
         "top 5": f"{evaluation.top5_correct / evaluation.total:.2%}",
         "test loss": f"{evaluation.loss_sum / evaluation.total:.4f}",
-        **{name: f"{value:.4f}" for name, value in evaluation.metrics.items()},
+        **{f"test {name}": f"{value:.4f}" for name, value in evaluation.metrics.items()},
         "best": f"{state.best_accuracy:.2%} after step {state.best_step}",
         "weakest class": _weakest(evaluation),
         "weights": folder / "model.safetensors",

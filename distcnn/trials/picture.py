@@ -14,9 +14,8 @@ def write_picture(found: dict[str, Any], path: Path) -> None:
     figure = go.Figure()
     for row, one in enumerate(configs.values()):
         trials, accuracy = one["trials"], one["accuracy"]
-        colour = {
-            "color": f"hsl({(210 + 137.5 * row) % 360:.0f}, 60%, 45%)"
-        }  # steps of the golden angle give distinct hues
+        # Steps of the golden angle give distinct hues.
+        colour = {"color": f"hsl({(210 + 137.5 * row) % 360:.0f}, 60%, 45%)"}
         figure.add_scatter(
             x=[trial["accuracy"] for trial in trials], y=[row] * len(trials), mode="markers", marker=colour,
             opacity=0.6, text=[f"seed {trial['seed']}" for trial in trials], hovertemplate="%{x:.2%}, %{text}",

@@ -114,10 +114,10 @@ def test_the_rank_whose_device_spins_is_named(synthetic, tmp_path):
         codes, err = started.wait(SECONDS), started.err()
     assert codes == [1, 1], err
     assert "rank 0 of 2 on" in err
-    assert "the device has done step 3 and waits for the sum of the gradients of step 4), at" not in err
+    assert "the device has done step 3 and is waiting for the all-reduce of the gradients of step 4), at" not in err
     assert re.search(
         r"rank 1 on \S+, process \d+: alive, but behind the others, in log of step 7 \(the host has issued step 6, the "
-        r"device has done step 3 and is computing the gradients of step 4\), at\n",
+        r"device has done step 3 and has not finished the gradients of step 4\), at\n",
         err,
     ), err
     assert not re.search(r"rank 0 on \S+, process", err)

@@ -111,14 +111,14 @@ def test_evaluation_counts_are_identical_at_every_world_size(synthetic, tmp_path
             override = ["--data.args.test", str(*size)] if size else []
             # Small batches, so that most ranks have several; one thread, as with several ranks.
             fixed = ["--eval.batch_size", "37", "--train.threads", "1"]
-            own = ["--eval.metrics", "[mine:largest, f1, {top_k: {k: 2}}]"]
+            own = ["--eval.metrics", "[mine:largest, f1, auroc, calibration_error, {top_k: {k: 2}}]"]
             arguments = ["evaluate", tmp_path / "runs" / "tiny", *override, *fixed, *own]
             outcome = run_ranks(arguments, ranks, cwd=tmp_path)
             assert outcome.codes == [0] * ranks, outcome.err
             records.append(json.loads(outcome.out.splitlines()[-1]))
         assert all(record == records[0] for record in records[1:])
         assert records[0]["total"] == (size[0] if size else 101)
-        assert {"largest", "f1", "top_k_2"} <= records[0].keys()
+        assert {"largest", "f1", "auroc", "calibration_error", "top_k_2"} <= records[0].keys()
         if not size:
             assert [records[0][key] for key in ("correct", "total", "confusion")] == [
                 reported[key] for key in ("correct", "total", "confusion")

@@ -17,15 +17,15 @@ from tests.ranks import run_ranks
 
 def check(name: str, found: Curve) -> None:
     golden, tolerance = kept(name), TOLERANCES[name]
-    cure = f"{FOLDER.name}/{name}.txt: if this change of numbers is meant, write it anew by `make golden` and say why"
-    assert len(found.losses) == len(found.rates) == len(golden.losses), cure
-    assert found.rates == [pytest.approx(rates, rel=1e-6) for rates in golden.rates], cure
-    assert found.losses[0] == pytest.approx(golden.losses[0], rel=tolerance.first), cure
-    assert found.losses == pytest.approx(golden.losses, rel=tolerance.losses), cure
-    assert found.loss == pytest.approx(golden.loss, rel=tolerance.loss), cure
-    assert found.total == golden.total, cure
-    assert found.correct == pytest.approx(golden.correct, abs=tolerance.counts), cure
-    assert found.top5 == pytest.approx(golden.top5, abs=tolerance.counts), cure
+    fix = f"{FOLDER.name}/{name}.txt: if this change is intended, regenerate it by `make golden` and say why"
+    assert len(found.losses) == len(found.rates) == len(golden.losses), fix
+    assert found.rates == [pytest.approx(rates, rel=1e-6) for rates in golden.rates], fix
+    assert found.losses[0] == pytest.approx(golden.losses[0], rel=tolerance.first), fix
+    assert found.losses == pytest.approx(golden.losses, rel=tolerance.losses), fix
+    assert found.loss == pytest.approx(golden.loss, rel=tolerance.loss), fix
+    assert found.total == golden.total, fix
+    assert found.correct == pytest.approx(golden.correct, abs=tolerance.counts), fix
+    assert found.top5 == pytest.approx(golden.top5, abs=tolerance.counts), fix
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,11 +11,11 @@ def check(recipe, size, found):
     (*_, exchanges, mebibytes), golden = row(recipe, size, found), rows[recipe, size]
     operations = found[settled(size) - 1].operations
     tolerance = 0 if known == release() else 0.1  # PyTorch may compose an operation of others
-    cure = "if the change is meant, `python -m tests.golden.operations` writes the table anew; say why in the commit"
+    fix = "if this change is intended, regenerate the table by `python -m tests.golden.operations` and say why"
     for phase, now, before in zip(PHASES, operations.counts.values(), map(int, golden[2:]), strict=False):
         names = dict(operations.names[phase])
-        assert now == pytest.approx(before, rel=tolerance), f"{recipe}, {size} ranks, {phase}: {names}; {cure}"
-    assert (exchanges, mebibytes) == tuple(golden[-2:]), f"{operations.exchanges}; {cure}"
+        assert now == pytest.approx(before, rel=tolerance), f"{recipe}, {size} ranks, {phase}: {names}; {fix}"
+    assert (exchanges, mebibytes) == tuple(golden[-2:]), f"{operations.exchanges}; {fix}"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -14,7 +14,7 @@ from tests.ranks import Ranks, start, torchrun
 from tests.records import steps
 
 # Of the watchdog's report, {} being the step of the fault.
-SPUN = r"rank 1 on [^\n]*the device has done step \d+ and is computing the gradients of step {}"
+SPUN = r"rank 1 on [^\n]*the device has done step \d+ and has not finished the gradients of step {}"
 UNENDED = r"NCCL's collective \d+ of group .* has not ended"
 
 

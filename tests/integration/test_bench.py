@@ -84,7 +84,7 @@ def test_two_ranks_share_the_work_and_one_speaks(synthetic):
             ["--steps 0", "--warmup -1: should be 0 or more", "did you mean optim.lr?"],
         ),
         (["--train.batch_size", "501", "--train.micro_batch", "1"], ["500 training images do not fill one"]),
-        (["--micro-batches", "--model.compile", "true"], ["--micro-batches", "compiled anew"]),
+        (["--micro-batches", "--model.compile", "true"], ["--micro-batches", "compiled again"]),
         (["--steps", "many"], ["--steps many: should be a whole number, 1 or more"]),
     ],
 )

@@ -13,7 +13,7 @@ import pickle
 import sqlite3
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from distcnn.config.keys import KEYS, documented_keys
 from distcnn.config.types import named
@@ -448,12 +448,18 @@ def metrics_are(*names: list[str]) -> Expectation:
     return values_are(lambda ran: [*further(ran)], *names)
 
 
-def f1_of_confusion(found: list[float], record: dict[str, object]) -> None:
+def of_confusion(score: Callable[..., float], runs: Sequence[Ran]) -> None:
     """The macro and the weighted average, as scikit-learn has them."""
-    confusion = np.array(record["confusion"])
+    confusion = np.array(runs[0].of("eval")[-1]["confusion"])
     true = np.repeat(np.arange(len(confusion)), confusion.sum(axis=1))
     predicted = np.concatenate([np.repeat(np.arange(len(confusion)), row) for row in confusion])
-    assert found == pytest.approx([f1_score(true, predicted, average=average) for average in ("macro", "weighted")])
+    expected = [score(true, predicted, average=average, zero_division=0) for average in ("macro", "weighted")]
+    assert [*further(runs[0]).values(), *further(runs[1]).values()] == pytest.approx(expected)
+
+
+def smaller(coarse: float, fine: float) -> None:
+    """With one bin, errors above and below the confidence cancel out."""
+    assert 0 < coarse < fine
 
 
 def cosine(start: float, end: float, done: float) -> float:
@@ -656,9 +662,18 @@ EFFECTS: dict[str, Effect | tuple[Effect, ...]] = {
         values_are(lambda ran: ran.of("eval")[-1]["confusion"], *[runs[0].of("eval")[-1]["confusion"]] * 2)(runs)]),
     "eval.metrics": Effect([[], ["f1"], ["f1", {"top_k": {"k": 1}}]], [
         metrics_are([], ["f1"], ["f1", "top_k_1"]), losses_equal]),
+    "eval.metrics.precision.average": Effect([["precision"], [{"precision": {"average": "weighted"}}]], [
+        metrics_are(["precision"], ["precision_weighted"]), losses_equal, lambda runs:
+        of_confusion(precision_score, runs)]),
+    "eval.metrics.recall.average": Effect([["recall"], [{"recall": {"average": "weighted"}}]], [
+        metrics_are(["recall"], ["recall_weighted"]), losses_equal, lambda runs: of_confusion(recall_score, runs)]),
+    "eval.metrics.calibration_error.bins": Effect(
+        [[{"calibration_error": {"bins": 1}}], [{"calibration_error": {"bins": 15}}]], [
+            metrics_are(["calibration_error_1"], ["calibration_error_15"]), losses_equal, lambda runs:
+            smaller(*further(runs[0]).values(), *further(runs[1]).values())]),
     "eval.metrics.f1.average": Effect([["f1"], [{"f1": {"average": "weighted"}}]], [
         metrics_are(["f1"], ["f1_weighted"]), losses_equal, lambda runs:
-        f1_of_confusion([*further(runs[0]).values(), *further(runs[1]).values()], runs[0].of("eval")[-1])]),
+        of_confusion(f1_score, runs)]),
     "eval.metrics.top_k.k": Effect([[{"top_k": {"k": 1}}], [{"top_k": {"k": 5}}]], [
         metrics_are(["top_k_1"], ["top_k_5"]), losses_equal, values_are(lambda ran: [*further(ran).values()] == [
             ran.of("eval")[-1]["accuracy" if "top_k_1" in further(ran) else "top5_accuracy"]], True, True)]),
@@ -736,10 +751,8 @@ def test_every_key_stands_in_one_of_the_tables():
 
 # Mappings of arguments: what each built-in part takes stands in the table, argument by argument.
 ARGUMENTS_OF = {"data.args": SOURCES, "loss.args": LOSSES, "optim.args": OPTIMIZERS, "schedule.args": SCHEDULES}
-LISTS_OF = {
-    "data.augment": OPERATIONS,
-    "eval.metrics": METRICS,
-}  # lists of parts: each argument of each stands in the table, too
+# Lists of parts: every argument of every part is in the table too.
+LISTS_OF = {"data.augment": OPERATIONS, "eval.metrics": METRICS}
 
 
 def arguments() -> list[str]:

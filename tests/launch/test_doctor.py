@@ -181,7 +181,7 @@ def test_one_slow_link_is_told_from_a_slow_rank():
     assert finding.what.startswith("rank 1 on host1 to rank 2 on host2: 50 MB/s")
     links |= {(3, i): 40e6 for i in range(3)}
     found = [finding.what for finding in link_findings(links, slow_links(links, hosts), hosts)]
-    assert found[0] == "rank 3 on host3 sends 40 MB/s, where the others reach 100"
+    assert found[0] == "rank 3 on host3 sends 40 MB/s, the others 100"
     assert len(found) == 2
     # Within a host is another kind of link than between two.
     quick = {(0, 1): 2e9, (1, 0): 2e9, **{(i, j): 1e8 for i in (0, 1) for j in (2, 3)}}

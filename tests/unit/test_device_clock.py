@@ -106,7 +106,7 @@ def test_a_place_in_words_and_in_order():
     assert sorted([DevicePlace(118, 0), *reversed(places)]) == [*places, DevicePlace(118, 0)]
     assert [str(place) for place in places[:2]] == [
         "has done step 117",
-        "has done step 117 and is computing the gradients of step 118",
+        "has done step 117 and has not finished the gradients of step 118",
     ]
     assert len({*map(str, places)}) == 4
 

@@ -1,4 +1,4 @@
-"""Calls that may never return are left behind, with a word of where they stand."""
+"""Calls that may never return are abandoned, and the message says how far they got."""
 
 import time
 from threading import Event

@@ -59,7 +59,7 @@ def resident_bytes(data: ImageSet) -> int:
 
 
 def check_resident(data: ImageSet, device: torch.device, world: World) -> None:
-    """Raise DeviceError if these images do not fit into the free memory of a CUDA device.
+    """Raise DeviceError if these images leave too little free memory for the model on a CUDA device.
 
     Not a collective: the free memory may differ between ranks, and each reports its own.
     """

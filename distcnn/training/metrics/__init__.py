@@ -11,10 +11,19 @@ from distcnn.runs.records import EVAL_FIELDS
 
 # A function (logits [n, k] float32, targets [n] int64, *, arguments) -> [], a sum over the n images; the metric is the
 # mean over all images. Or a class, constructed once with its arguments and called like one; with a method
-# `result(sums) -> float`, its sums may have any shape, and the metric is their result.
+# `result(sums) -> float`, its sums may have any shape, and the metric is their result. Or a class with a method
+# `compute(logits, targets) -> float`, which gets those of all images at once, as NumPy arrays, on every rank. They must
+# not keep state between calls, as each rank calls them on its own batches. Sums are all-reduced per batch, in float64.
 METRICS = Registry(
     "metrics",
-    {"top_k": "distcnn.training.metrics.top_k:top_k", "f1": "distcnn.training.metrics.f1:F1"},
+    {
+        "top_k": "distcnn.training.metrics.top_k:top_k",
+        "precision": "distcnn.training.metrics.per_class:Precision",
+        "recall": "distcnn.training.metrics.per_class:Recall",
+        "f1": "distcnn.training.metrics.per_class:F1",
+        "calibration_error": "distcnn.training.metrics.calibration:CalibrationError",
+        "auroc": "distcnn.training.metrics.auroc:AUROC",
+    },
     called_with=2,
 )
 
@@ -32,6 +41,6 @@ def problems(config: Config) -> Iterator[Problem]:
         yield from METRICS.problems(name, args, config, "eval.metrics")
         keys.append(key_of(name, args))
     for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
-        yield ("eval.metrics",), f"{key} is given twice"
+        yield ("eval.metrics",), f"two metrics would be named {key} in records: leave one out, or rename it"
     for key in dict.fromkeys(key for key in keys if key in EVAL_FIELDS):
         yield ("eval.metrics",), f"{key} is part of every evaluation already: leave it out, or rename yours"
