@@ -27,7 +27,7 @@ def conflicts(config: Config, world_size: int) -> Iterator[Problem]:
     if data.std is not None and min(data.std) <= 0:
         yield ("data.std",), "must be above 0 in every channel"
     if train.backend == "nccl" and train.device == "cpu":
-        yield ("train.backend", "train.device"), "NCCL connects GPUs only; use auto or gloo"
+        yield ("train.backend", "train.device"), "NCCL needs CUDA; use auto or gloo"
     if train.tf32 and train.device == "cpu":
         yield ("train.tf32", "train.device"), "TF32 needs CUDA"
     if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name):
