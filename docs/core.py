@@ -55,9 +55,8 @@ def listed() -> str:
         "`python docs/core.py` writes this list from the files' docstrings.",
     ]
     for room, paths in files().items():
-        folder = CODE / room
         lines += ["", f"**distcnn/{room}**", ""]
-        lines += [f"- `{path.relative_to(folder)}`: {_first_sentence(path)}" for path in paths]
+        lines += [f"- `{path.relative_to(CODE)}`: {_first_sentence(path)}" for path in paths]
     return "\n".join(lines)
 
 

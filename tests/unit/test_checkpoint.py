@@ -217,7 +217,7 @@ def test_harmless_files_of_others_are_refused_too(tmp_path, content):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = Checkpoints(tmp_path).save({"format": 99}, 1, best=False)
-    with pytest.raises(InputError, match=r"format 2 \(found 99\)"):
+    with pytest.raises(InputError, match=r"format 3 \(found 99\)"):
         open_valid(path).load()
 
 

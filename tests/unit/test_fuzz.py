@@ -85,7 +85,7 @@ def checkpoint(home):
     run = Run(config, World())
     content = Checkpoint(
         run.model.state_dict(), run.optimizer.state_dict(), scaler={}, averages={}, progress=Progress(1, 0.5, 1),
-        config=to_dict(config), plan=run.plan, classes=run.images.train.classes, image_size=16,
+        config=to_dict(config), plan=run.plan, workload=run.workload, classes=run.images.train.classes, image_size=16,
         normalize=run.images.normalize,
     )  # fmt: skip
     path = Checkpoints(home / "good").save(content.to_dict(), 1, best=False)

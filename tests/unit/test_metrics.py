@@ -13,8 +13,8 @@ from distcnn.config.schema import Config, EvalConfig
 from distcnn.errors import InputError
 from distcnn.training.metrics import problems
 from distcnn.training.metrics.build import build_metrics
+from tests.evaluated import evaluated
 from tests.photos import train_model
-from tests.unit.test_evaluate import evaluated
 
 HERE = "tests.unit.test_metrics"
 
