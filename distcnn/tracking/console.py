@@ -114,7 +114,7 @@ def plan_table(plan: Plan, workload: Workload, name: str, launcher: str) -> Tabl
             "learning rate": f"{plan.lr:.4g} at its peak",
             "parameters": f"{workload.parameters:,}",
             "FLOPs": f"{workload.forward_flops / 1e6:,.1f} M per image forward; about {total:,.1f} T in total",
-            "device": f"{workload.device}, {workload.threads} threads per rank",
+            "device": f"{workload.device}, {plural(workload.threads, 'thread')} per rank",
             "precision": workload.precision,
             "launcher": launcher,
         },
