@@ -97,9 +97,8 @@ class AccelerateEngine(Engine):
 
     def wrap(self) -> nn.Module:
         """Return the model as Accelerate prepares it: placed, cast, in DistributedDataParallel, perhaps compiled."""
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
 
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
